@@ -1,0 +1,3 @@
+"""minipar: a reference engine for learning how large models are trained in parallel."""
+
+__version__ = "0.1.0"
