@@ -1,0 +1,123 @@
+"""Where arrays live: NumPy on the CPU, CuPy on a GPU, one name for both.
+
+Everything above this floor asks `array_module(x)` for the module that made `x` and then writes plain
+array code. CuPy is imported only when a GPU is asked for, so a machine without one never pays for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import platform
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minipar.errors import UsageError
+
+Array = npt.NDArray[Any]  # or a cupy.ndarray, which has the same interface
+
+FLOAT_DTYPES = ("float16", "float32", "float64")
+
+
+def array_module(x: Any) -> ModuleType:
+    """Return `numpy` or `cupy`: the module whose array `x` is (NumPy for scalars and lists)."""
+    if type(x) is np.ndarray:
+        return np
+    return sys.modules["cupy"] if is_gpu_array(x) else np
+
+
+def is_gpu_array(x: Any) -> bool:
+    """True for a CuPy array. CuPy is not imported to find out."""
+    cupy = sys.modules.get("cupy")
+    return cupy is not None and isinstance(x, cupy.ndarray)
+
+
+def special_functions(x: Any) -> ModuleType:
+    """Return the module with `erf` and its kin for the array `x`: scipy.special or cupyx.scipy.special."""
+    return importlib.import_module("cupyx.scipy.special" if is_gpu_array(x) else "scipy.special")
+
+
+def synchronize(x: Any = None) -> None:
+    """Wait until the GPU has finished what was queued on the current stream; nothing to do on the CPU.
+
+    Called before anything but CuPy reads GPU memory (MPI, a clock): without it such a reader sees
+    whatever the memory held before.
+    """
+    if is_gpu_array(x):
+        sys.modules["cupy"].cuda.get_current_stream().synchronize()
+
+
+def to_host(x: Any) -> Array:
+    """Return `x` as a NumPy array; a copy only when it lies on a GPU."""
+    return sys.modules["cupy"].asnumpy(x) if is_gpu_array(x) else np.asarray(x)
+
+
+def device_module(device: str) -> ModuleType:
+    """Return the array module of a device name.
+
+    Args:
+        device: "cpu", "cuda", or "auto" (a GPU if there is one).
+
+    Raises:
+        UsageError: "cuda" was asked for and CuPy or a GPU is missing, or the name is unknown.
+    """
+    if device == "cpu":
+        return np
+    if device not in ("cuda", "auto"):
+        raise UsageError(f"device {device!r} is unknown: use cpu, cuda or auto")
+    try:
+        import cupy
+    except ImportError:
+        if device == "auto":
+            return np
+        raise UsageError("device cuda needs CuPy: pip install 'minipar[cuda12]' or 'minipar[cuda13]'") from None
+    if cupy.is_available():
+        return cupy  # type: ignore[no-any-return]
+    if device == "auto":
+        return np
+    raise UsageError("device cuda: CuPy is installed but finds no GPU; use --device cpu")
+
+
+def to_device(x: Any, device: str) -> Array:
+    """Return `x` as an array on `device`; no copy when it is already there."""
+    xp = device_module(device)
+    return to_host(x) if xp is np else xp.asarray(x)
+
+
+def float_dtype(name: Any) -> np.dtype[Any]:
+    """Return the NumPy dtype of a floating type's name.
+
+    Raises:
+        UsageError: it is not one of float16, float32, float64.
+    """
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        dtype = None  # type: ignore[assignment]
+    if dtype is None or dtype.name not in FLOAT_DTYPES:
+        raise UsageError(f"dtype {name!r} is not a floating type here: use one of {', '.join(FLOAT_DTYPES)}")
+    return dtype
+
+
+def keep_freed_memory(megabytes: int = 1024) -> bool:
+    """Let the C library reuse large freed arrays instead of returning them to the system (Linux, glibc).
+
+    A training step allocates the same activations again and again. By default glibc maps every array
+    over 32 MiB afresh and unmaps it at once, so each is paid for in page faults: the kernel zeroes
+    every page before the first write. Kept memory is the CPU's counterpart of CuPy's memory pool.
+
+    Returns:
+        True where the setting exists and was taken.
+    """
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
+    libc = ctypes.CDLL(None)
+    limit = min(megabytes * 2**20, 2**31 - 1)
+    # Older glibc refuses an mmap threshold above half its largest heap (32 MiB), so that is asked for next.
+    mapped = libc.mallopt(m_mmap_threshold, limit) or libc.mallopt(m_mmap_threshold, 2**25)
+    return bool(mapped) and bool(libc.mallopt(m_trim_threshold, limit))

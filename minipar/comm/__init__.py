@@ -1,0 +1,6 @@
+"""Floor 3: communicators on raw arrays. Nothing here knows a Tensor.
+
+Order of imports within the floor: ledger, clock, guard, interface, threads, watchdog, mpi, launch, launcher;
+collectives uses only the interface. Start with `interface.py` (what every communicator can do), then
+`collectives.py` (how an all-reduce is made of sends and receives).
+"""

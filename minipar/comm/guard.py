@@ -1,0 +1,191 @@
+"""What a rank is doing, in words: the record behind every message about wrong or stuck communication.
+
+A `Call` is one communication as a rank asked for it. Its `signature` is what every rank of the group must
+agree on before any data moves; `mismatch` says who called what, and in which point they differ. A `Journal`
+is one rank's memory: where the program is (step, phase), its last 100 communications, and the one that it
+waits in now. `report` turns the journals of all ranks into the text of a hang.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from minipar.comm.ledger import Ledger
+
+RECORD_LENGTH = 100  # communications that a journal remembers
+
+
+class Call:
+    """One communication as one rank asked for it.
+
+    Attributes:
+        operation: its name without `_` or `_async`, as in the ledger.
+        background: True for the `_async` form, which only matches `_async` on the other ranks.
+        group: the communicator's name.
+        number: 1 for the group's first collective on this rank, and so on; 0 for point-to-point.
+        shape, dtype: of the array passed, or None.
+        agree: the part of the shape that must be equal on all ranks; None where lengths may differ.
+        op, root, counts, peer, tag: as passed, or None.
+        step, phase: where the program said it was (`Communicator.mark`).
+        since: `time.monotonic()` at the call.
+    """
+
+    __slots__ = (
+        "agree", "background", "counts", "dtype", "group", "number", "op", "operation", "peer", "phase",
+        "root", "shape", "since", "step", "tag",
+    )  # fmt: skip
+
+    operation: str
+    background: bool
+    group: str
+    number: int
+    shape: tuple[int, ...] | None
+    dtype: Any
+    agree: tuple[int, ...] | None
+    op: str | None
+    root: int | None
+    counts: tuple[int, ...] | None
+    peer: int | None
+    tag: int | None
+    step: int | None
+    phase: str | None
+    since: float
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What all ranks of the group must have in common; in the order of `SIGNATURE`."""
+        return (
+            self.operation + "_async" if self.background else self.operation,
+            self.number,
+            self.dtype,
+            self.op,
+            self.root,
+            self.counts,
+            self.agree,
+        )
+
+    def __str__(self) -> str:
+        text = self.operation + ("_async" if self.background else "")
+        if self.number:
+            text += f" #{self.number}"
+        details = []
+        if self.peer is not None:
+            details.append(f"{'dest' if self.operation == 'send' else 'source'}={self.peer}")
+            details.append(f"tag={self.tag}")
+        if self.root is not None:
+            details.append(f"root={self.root}")
+        if self.op not in (None, "sum"):
+            details.append(f"op={self.op}")
+        if self.counts is not None:
+            details.append(f"counts={list(self.counts)}")
+        if details:
+            text += f"({', '.join(details)})"
+        if self.shape is not None:
+            text += f" of {self.shape} {self.dtype}"
+        elif self.dtype is not None:
+            text += f" of {self.dtype}"
+        if self.group != "world":
+            text += f" in {self.group}"
+        return text
+
+
+SIGNATURE = ("operation", "sequence number", "dtype", "op", "root", "counts", "shape")
+
+
+def numbered(ranks: Iterable[int]) -> str:
+    """Return "rank 2", or "ranks 0, 2-5"."""
+    runs: list[list[int]] = []
+    for rank in sorted(ranks):
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    text = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"rank {text}" if text.isdigit() else f"ranks {text}"
+
+
+def grouped(texts: dict[int, str], verb: str, verbs: str) -> str:
+    """Return "rank 0 <verb> this; ranks 1-3 <verbs> that", ranks with the same text taken together."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank in sorted(texts):
+        ranks_of.setdefault(texts[rank], []).append(rank)
+    return "; ".join(
+        f"{numbered(ranks)} {verb if len(ranks) == 1 else verbs} {text}".replace("  ", " ")
+        for text, ranks in ranks_of.items()
+    )
+
+
+def mismatch(calls: dict[int, tuple[tuple[Any, ...], str]]) -> str | None:
+    """Compare what the ranks of a group called.
+
+    Args:
+        calls: for each rank (as numbered in the world) its call's `signature` and its text.
+
+    Returns:
+        None if all agree, else the message, naming ranks, operations and what differs.
+    """
+    signatures = [signature for signature, _ in calls.values()]
+    if all(signature == signatures[0] for signature in signatures):
+        return None
+    differ = [
+        name for name, *values in zip(SIGNATURE, *signatures) if any(value != values[0] for value in values)
+    ]
+    if "operation" in differ:  # what else differs follows from that
+        differ = ["operation"]
+    texts = {rank: text for rank, (_, text) in calls.items()}
+    return f"{grouped(texts, 'called', 'called')}: they differ in {' and '.join(differ)}"
+
+
+class Journal:
+    """One rank's memory of its communication, shared by its communicators of one world."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+        self.ledger = Ledger()
+        self.step: int | None = None
+        self.phase: str | None = None
+        self.entries: deque[Call] = deque(maxlen=RECORD_LENGTH)
+        self.waiting: Call | None = None  # the communication that the rank is inside of
+        self.waiting_since = 0.0
+        self.finished = False
+
+    def place(self) -> str:
+        """Return "rank 1", with the step and the phase where the program has told them."""
+        parts = [f"rank {self.rank}"]
+        if self.step is not None:
+            parts.append(f"step {self.step}")
+        if self.phase is not None:
+            parts.append(self.phase)
+        return ", ".join(parts)
+
+    def wait_begins(self, call: Call) -> None:
+        """Note that the rank now waits for `call` to complete."""
+        self.waiting_since = time.monotonic()
+        self.waiting = call
+
+    def wait_ends(self) -> None:
+        """Note that it does no longer."""
+        self.waiting = None
+
+    def state(self) -> str:
+        """Return what the rank does, as the end of a sentence that begins with its name."""
+        where = ", ".join(
+            [f"step {self.step}"] * (self.step is not None) + [str(self.phase)] * (self.phase is not None)
+        )
+        where = f" ({where})" if where else ""
+        last = f"; its last was {self.entries[-1]}" if self.entries else ""
+        if self.finished:
+            return "has finished" + last
+        waiting = self.waiting
+        if waiting is not None:
+            return f"waits in {waiting}{where}"
+        return f"is not in a communication{where}{last}"
+
+
+def report(states: dict[int, str], reason: str) -> str:
+    """Return the message of a hang: the reason, then what each rank does (`Journal.state`)."""
+    return f"{reason}: " + "; ".join(f"rank {rank} {states[rank]}" for rank in sorted(states))

@@ -1,0 +1,1 @@
+from minipar.kernels.plain import *  # noqa

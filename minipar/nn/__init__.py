@@ -1,0 +1,24 @@
+"""Modules: `init` (initialisers), `module` (the tree), `layers`. Imports within run in that order."""
+
+from minipar.nn import init
+from minipar.nn.layers import (
+    GELU,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    CrossEntropyLoss,
+    Dropout,
+    Embedding,
+    Flatten,
+    GroupNorm,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    RMSNorm,
+    SiLU,
+    Tanh,
+)
+from minipar.nn.module import Buffer, Module, ModuleList, Parameter, Sequential
+
+__all__ = [name for name in dir() if not name.startswith("_")]

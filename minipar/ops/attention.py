@@ -1,0 +1,54 @@
+"""Scaled dot-product attention as one primitive."""
+
+from __future__ import annotations
+
+from minipar import kernels
+from minipar.backend import array_module
+from minipar.tensor import primitive
+
+
+@primitive
+def scaled_dot_product_attention(q, k, v, mask=None, causal=False, scale=None):
+    """softmax(q kᵀ · scale) v (Vaswani et al. 2017, section 3.2.1).
+
+    Args:
+        q: (..., Tq, D). k, v: (..., Tk, D). Leading axes are batch and heads.
+        mask: boolean (True: may attend) or added to the scores; broadcast to (..., Tq, Tk).
+        causal: query i sees keys 0 … i only.
+        scale: 1/√D unless given.
+
+    Returns:
+        (..., Tq, D). A query that may attend to nothing gives zeros.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    kernel = kernels.of(q)
+    y, probs = kernel.attention(q, k, v, mask, causal, scale)
+    return y, lambda g: (*kernel.attention_backward(g, q, k, v, probs, scale), None)
+
+
+@primitive
+def self_attention(qkv, head_dim, causal=True):
+    """Attention of a sequence to itself, from one fused projection (B, T, 3·H·D) to (B, T, H·D).
+
+    q, k and v are read, and their gradients written, in place in that layout: no transposed copies. The
+    number of heads H is read off the width, so a slice of the heads is a valid input.
+    """
+    kernel, xp = kernels.of(qkv), array_module(qkv)
+    b, t, width = qkv.shape
+    heads = width // (3 * head_dim)
+    scale = head_dim**-0.5
+
+    def parts(fused):  # (B, T, 3·H·D) → three views (B, H, T, D)
+        return fused.reshape(b, t, 3, heads, head_dim).transpose(2, 0, 3, 1, 4)
+
+    y = xp.empty((b, t, heads, head_dim), dtype=qkv.dtype)
+    q, k, v = parts(qkv)
+    _, probs = kernel.attention(q, k, v, None, causal, scale, out=y.swapaxes(1, 2))
+
+    def vjp(g):
+        dqkv = xp.empty_like(qkv)
+        dheads = g.reshape(b, t, heads, head_dim).swapaxes(1, 2)  # (B, H, T, D)
+        kernel.attention_backward(dheads, q, k, v, probs, scale, out=tuple(parts(dqkv)))
+        return dqkv, None, None
+
+    return y.reshape(b, t, heads * head_dim), vjp

@@ -1,0 +1,97 @@
+"""Convolution and pooling over images (N, C, H, W)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minipar import kernels
+from minipar.tensor import Tensor, primitive
+
+Pair = int | tuple[int, int]
+
+
+def pair(value: Pair) -> tuple[int, int]:
+    """Return (height, width) from one number or two."""
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+@primitive(handles=("weight",))
+def _conv2d(x, weight, bias, stride, padding, dilation, groups):
+    k, w = kernels.of(x), weight.data
+    y, saved = k.conv2d(x, w, bias, stride, padding, dilation, groups)
+    window = (stride, padding, dilation, groups)
+    return y, lambda g: (
+        lambda: k.conv2d_backward_input(g, weight.data, x.shape, *window),
+        lambda: k.conv2d_backward_weight(g, x, saved, w.shape[2:], *window),
+        None if bias is None else lambda: k.conv2d_backward_bias(g),
+    )
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation, as in torch.nn.functional.conv2d.
+
+    x (N, C, H, W), weight (O, C/groups, kh, kw), bias (O,) → (N, O, H', W') with
+    H' = ⌊(H + 2·padding - dilation·(kh - 1) - 1) / stride⌋ + 1.
+
+    Raises:
+        ValueError: channels that do not fit or do not divide by groups, or a window larger than the image.
+    """
+    o, c = weight.shape[0], weight.shape[1]
+    if x.ndim != 4 or x.shape[1] != c * groups or o % groups:
+        raise ValueError(
+            f"conv2d: input {x.shape} must be (N, {c * groups}, H, W) for weight {weight.shape} and {groups} groups,"
+            f" and {o} output channels must divide by the groups"
+        )
+    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+    output_size("conv2d", x.shape, weight.shape[2:], stride, padding, dilation)
+    return _conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def output_size(
+    name: str, shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any = (1, 1)
+) -> tuple[int, int]:
+    """Return (H', W') of a window over an image of `shape` (N, C, H, W); ValueError if nothing is left."""
+    h, w = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(shape[2:], kernel, stride, padding, dilation)
+    )
+    if h < 1 or w < 1:
+        raise ValueError(f"{name}: a window of {tuple(kernel)} with padding {padding} does not fit an image {shape[2:]}")
+    return h, w
+
+
+@primitive
+def _max_pool2d(x, kernel, stride, padding):
+    k = kernels.of(x)
+    y, saved = k.max_pool2d(x, kernel, stride, padding)
+    return y, lambda g: (k.max_pool2d_backward(g, saved, x.shape, kernel, stride, padding), None, None, None)
+
+
+@primitive
+def _avg_pool2d(x, kernel, stride, padding):
+    k = kernels.of(x)
+    y = k.avg_pool2d(x, kernel, stride, padding)
+    return y, lambda g: (k.avg_pool2d_backward(g, x.shape, kernel, stride, padding), None, None, None)
+
+
+def max_pool2d(x: Tensor, kernel: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+    """Largest value in each window: (N, C, H, W) → (N, C, H', W'); stride defaults to the kernel."""
+    size = pair(kernel)
+    step, around = pair(kernel if stride is None else stride), pair(padding)
+    output_size("max_pool2d", x.shape, size, step, around)
+    return _max_pool2d(x, size, step, around)
+
+
+def avg_pool2d(x: Tensor, kernel: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+    """Mean of each window, padding counted (PyTorch's default); stride defaults to the kernel."""
+    size = pair(kernel)
+    step, around = pair(kernel if stride is None else stride), pair(padding)
+    output_size("avg_pool2d", x.shape, size, step, around)
+    return _avg_pool2d(x, size, step, around)

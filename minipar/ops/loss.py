@@ -1,0 +1,60 @@
+"""Losses. Each can return the *sum* over its elements: the engine divides once, by the global count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minipar import kernels
+from minipar.backend import Array
+from minipar.errors import UsageError
+from minipar.ops import elementwise, reduce
+from minipar.tensor import Tensor, primitive
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+@primitive
+def _cross_entropy(logits, targets, ignore_index, label_smoothing):
+    k = kernels.of(logits)
+    losses, saved = k.cross_entropy(logits, targets, ignore_index, label_smoothing)
+
+    def vjp(g: Array) -> Any:
+        return k.cross_entropy_backward(g, logits, targets, saved, ignore_index, label_smoothing), None, None, None
+
+    return losses, vjp
+
+
+def cross_entropy(
+    logits: Tensor, targets: Any, ignore_index: int = -100, label_smoothing: float = 0.0, reduction: str = "mean"
+) -> Tensor:
+    """Softmax and negative log-likelihood in one, in nats.
+
+    Args:
+        logits: (..., V). targets: integers (...) in [0, V), or `ignore_index`, which counts nothing.
+        label_smoothing: ε of Szegedy et al. 2016: the target law is (1-ε)·one-hot + ε/V.
+        reduction: "mean" over the targets that are not ignored, "sum", or "none" for one loss a target.
+
+    Raises:
+        ValueError: shapes that do not fit, a target out of range, an unknown reduction.
+    """
+    if reduction not in REDUCTIONS:
+        raise UsageError(f"cross_entropy: reduction {reduction!r} is unknown: use one of {', '.join(REDUCTIONS)}")
+    labels = targets.data if isinstance(targets, Tensor) else targets
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, got {labels.shape}")
+    rows = logits.reshape((labels.size, logits.shape[-1]))  # (N, V)
+    losses = _cross_entropy(rows, labels.reshape(-1), ignore_index, label_smoothing)  # (N,)
+    if reduction == "none":
+        return losses.reshape(labels.shape)
+    total = reduce.sum(losses)
+    return total if reduction == "sum" else total / int((labels != ignore_index).sum())
+
+
+def mse_loss(prediction: Tensor, target: Any, reduction: str = "mean") -> Tensor:
+    """Squared error, (prediction - target)², reduced over all elements."""
+    if reduction not in REDUCTIONS:
+        raise UsageError(f"mse_loss: reduction {reduction!r} is unknown: use one of {', '.join(REDUCTIONS)}")
+    error = elementwise.square(elementwise.sub(prediction, target))
+    if reduction == "none":
+        return error
+    return reduce.sum(error) if reduction == "sum" else reduce.mean(error)

@@ -1,0 +1,158 @@
+"""Softmax and the norms, each fused into one primitive with its gradient derived by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minipar import kernels
+from minipar.backend import Array, array_module
+from minipar.tensor import primitive
+
+
+@primitive
+def softmax(x, axis=-1):
+    """exp(x) over its sum along `axis`; a row that is all -inf gives zeros."""
+    k = kernels.of(x)
+    y = k.softmax(x, axis)
+    return y, lambda g: (k.softmax_backward(g, y, axis), None)
+
+
+@primitive
+def log_softmax(x, axis=-1):
+    """x minus its logsumexp along `axis`."""
+    k = kernels.of(x)
+    y = k.log_softmax(x, axis)
+    return y, lambda g: (k.log_softmax_backward(g, y, axis), None)
+
+
+@primitive
+def layer_norm(x, weight=None, bias=None, eps=1e-5):
+    """Normalise the last axis to mean 0 and variance 1, then scale and shift (Ba, Kiros, Hinton 2016).
+
+    x (..., C), weight and bias (C,) or None → (..., C).
+    """
+    k = kernels.of(x)
+    y, mean, rstd = k.layer_norm(x, weight, bias, eps)
+    return y, lambda g: k.layer_norm_backward(g, x, mean, rstd, weight)
+
+
+@primitive
+def rms_norm(x, weight=None, eps=1e-6):
+    """Divide the last axis by its root mean square, then scale (Zhang and Sennrich 2019).
+
+    x (..., C), weight (C,) or None → (..., C).
+    """
+    k = kernels.of(x)
+    y, rstd = k.rms_norm(x, weight, eps)
+    return y, lambda g: k.rms_norm_backward(g, x, rstd, weight)
+
+
+@primitive
+def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
+    """Normalise each sample over each of `groups` groups of channels (Wu and He 2018).
+
+    x (N, C, *), weight and bias (C,) or None → (N, C, *). No sample sees another, so it equals serial
+    training under any split of the batch.
+
+    Raises:
+        ValueError: `groups` does not divide C.
+    """
+    n, c = x.shape[:2]
+    if c % groups:
+        raise ValueError(f"group_norm: {groups} groups do not divide {c} channels")
+    k = kernels.of(x)
+    rows = x.reshape(n, groups, -1)  # (N, G, C/G · positions): a layer norm over each row
+    normal, _, rstd = k.layer_norm(rows, None, None, eps)
+    xhat = normal.reshape(x.shape)
+    channel = (1, c) + (1,) * (x.ndim - 2)
+    y = xhat
+    if weight is not None:
+        y = y * weight.reshape(channel)
+    if bias is not None:
+        y = y + bias.reshape(channel)
+
+    def vjp(g: Array) -> Any:
+        others = (0, *range(2, x.ndim))
+
+        def input_gradient() -> Array:
+            scaled = g if weight is None else g * weight.reshape(channel)
+            dy = scaled.reshape(rows.shape)
+            inner = (dy * normal).mean(axis=-1, keepdims=True)
+            return (rstd * (dy - dy.mean(axis=-1, keepdims=True) - normal * inner)).reshape(x.shape)
+
+        return (
+            input_gradient,
+            None,
+            lambda: (g * xhat).sum(axis=others),
+            lambda: g.sum(axis=others),
+        )
+
+    return y, vjp
+
+
+def _alone(x: Array) -> Array:
+    return x
+
+
+@primitive
+def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Array] = _alone):
+    """Normalise each channel over the batch and all positions (Ioffe and Szegedy 2015), training form.
+
+    x (N, C, *), weight and bias (C,) or None → (y (N, C, *), mean (C,), variance (C,)), the last two
+    without gradient, for the running statistics.
+
+    Args:
+        reduce: sums an array over the ranks that share the batch; the statistics, forward and backward, are
+            then those of the whole batch. The default is a single rank.
+    """
+    xp = array_module(x)
+    axes = (0, *range(2, x.ndim))
+    c = x.shape[1]
+    channel = (1, c) + (1,) * (x.ndim - 2)
+    sums = reduce(xp.concatenate([x.sum(axis=axes), xp.full(1, x.size // c, dtype=x.dtype)]))  # (C + 1,)
+    count = sums[-1]
+    mean = sums[:-1] / count
+    centred = x - mean.reshape(channel)
+    variance = reduce((centred * centred).sum(axis=axes)) / count
+    rstd = 1 / xp.sqrt(variance + x.dtype.type(eps))
+    xhat = centred * rstd.reshape(channel)
+    y = xhat if weight is None else xhat * weight.reshape(channel)
+    y = y if bias is None else y + bias.reshape(channel)
+
+    def vjp(gs: list[Array | None]) -> Any:
+        g = gs[0]
+        if g is None:  # only the statistics were used, and those carry no gradient
+            return None, None, None
+        dbias, dweight = g.sum(axis=axes), (g * xhat).sum(axis=axes)  # this rank's share
+        total = reduce(xp.concatenate([dbias, dweight])) / count  # (2C,)
+        from_mean, from_variance = total[:c].reshape(channel), total[c:].reshape(channel)
+        scale = rstd if weight is None else rstd * weight
+        return (g - from_mean - xhat * from_variance) * scale.reshape(channel), dweight, dbias
+
+    return (y, mean, variance), vjp
+
+
+@primitive
+def normalise_channels(x, mean, variance, weight=None, bias=None, eps=1e-5):
+    """Batch norm's evaluation form: given statistics (C,), no sample sees another. x (N, C, *) → same."""
+    xp = array_module(x)
+    channel = (1, x.shape[1]) + (1,) * (x.ndim - 2)
+    rstd = (1 / xp.sqrt(variance + eps)).astype(x.dtype)
+    xhat = (x - mean.reshape(channel)) * rstd.reshape(channel)
+    y = xhat if weight is None else xhat * weight.reshape(channel)
+    y = y if bias is None else y + bias.reshape(channel)
+    axes = (0, *range(2, x.ndim))
+    scale = rstd if weight is None else rstd * weight
+    return y, lambda g: (
+        g * scale.reshape(channel),
+        None,
+        None,
+        lambda: (g * xhat).sum(axis=axes),
+        lambda: g.sum(axis=axes),
+    )
+
+
+def running_average(old: Array, new: Array, momentum: float) -> Array:
+    """(1 - momentum) · old + momentum · new, in old's dtype: the update of running statistics."""
+    return ((1 - momentum) * old + momentum * new).astype(old.dtype)

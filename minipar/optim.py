@@ -1,0 +1,218 @@
+"""Optimizers, gradient clipping and the learning-rate schedule, with PyTorch's formulas and defaults.
+
+An optimizer sees tensors with `.data` and `.grad` and nothing else, so it works alike on whole parameters
+and on the flat shards that sharded data parallelism gives it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from minipar import kernels
+from minipar.backend import Array, array_module, to_device, to_host
+from minipar.errors import UsageError
+from minipar.tensor import Tensor
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class Optimizer:
+    """The part all optimizers share: parameter groups, state arrays by parameter, save and load.
+
+    Args:
+        params: tensors, or groups {"params": [...], "lr": …, "weight_decay": …} whose own values replace the
+            defaults.
+        defaults: the hyperparameters.
+    """
+
+    def __init__(self, params: Params, defaults: dict[str, Any]):
+        entries = list(params)
+        groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        self.param_groups: list[dict[str, Any]] = []
+        for group in groups:
+            unknown = sorted(set(group) - set(defaults) - {"params"})
+            if unknown:
+                raise UsageError(f"{type(self).__name__}: unknown option {unknown[0]!r}; known: {sorted(defaults)}")
+            self.param_groups.append({**defaults, **group, "params": list(group["params"])})
+        tensors = self.tensors()
+        if not tensors:
+            raise UsageError(f"{type(self).__name__}: no parameters to optimise")
+        if len({id(t) for t in tensors}) != len(tensors):
+            raise UsageError(f"{type(self).__name__}: a parameter is listed twice")
+        self.state: dict[int, dict[str, Any]] = {i: {} for i in range(len(tensors))}
+
+    def tensors(self) -> list[Tensor]:
+        """Return all parameters in group order; their positions are the keys of `state`."""
+        return [t for group in self.param_groups for t in group["params"]]
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of every group."""
+        for group in self.param_groups:
+            group["lr"] = lr
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        index = 0
+        for group in self.param_groups:
+            for t in group["params"]:
+                if t.grad is not None:
+                    self.update(t, t.grad, self.state[index], group)
+                    t.version += 1
+                index += 1
+
+    def update(self, t: Tensor, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Change one parameter in place."""
+        raise TypeError(f"{type(self).__name__} defines no update")
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for t in self.tensors():
+            t.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state arrays (host copies) and counters by parameter position, and each group's options."""
+        state = {i: {k: to_host(v).copy() if hasattr(v, "dtype") else v for k, v in s.items()} for i, s in self.state.items()}
+        options = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+        return {"state": state, "groups": options}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            UsageError: another number of parameters or groups, or a state array of another shape.
+        """
+        tensors = self.tensors()
+        if len(saved["state"]) != len(tensors) or len(saved["groups"]) != len(self.param_groups):
+            raise UsageError(
+                f"optimizer state is for {len(saved['state'])} parameters in {len(saved['groups'])} groups,"
+                f" this optimizer has {len(tensors)} in {len(self.param_groups)}"
+            )
+        fresh: dict[int, dict[str, Any]] = {}
+        for (i, entry), t in zip(sorted(saved["state"].items()), tensors):
+            device = "cpu" if array_module(t.data).__name__ == "numpy" else "cuda"
+            for k, v in entry.items():
+                if hasattr(v, "dtype") and v.shape != t.shape:
+                    raise UsageError(f"optimizer state {k!r} of parameter {i} is {v.shape}, the parameter is {t.shape}")
+            fresh[i] = {k: to_device(v, device).copy() if hasattr(v, "dtype") else v for k, v in entry.items()}
+        self.state = fresh
+        for group, options in zip(self.param_groups, saved["groups"]):
+            group.update(options)
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, dampening, Nesterov momentum and weight decay."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise UsageError("SGD: Nesterov momentum needs momentum > 0 and dampening 0")
+        defaults = dict(
+            lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
+        )  # fmt: skip
+        super().__init__(params, defaults)
+
+    def update(self, t: Tensor, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        first = group["momentum"] != 0 and "momentum_buffer" not in state
+        if first:
+            state["momentum_buffer"] = array_module(t.data).zeros_like(t.data)
+        kernels.of(t.data).sgd_step_(
+            t.data, g, state.get("momentum_buffer"),
+            group["lr"], group["momentum"], group["dampening"], group["nesterov"], group["weight_decay"], first,
+        )  # fmt: skip
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba 2015); `weight_decay` is added to the gradient (L2)."""
+
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        if not all(0 <= b < 1 for b in betas):
+            raise UsageError(f"{type(self).__name__}: betas {betas} must lie in [0, 1)")
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
+
+    def update(self, t: Tensor, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
+        if not state:
+            xp = array_module(t.data)
+            state.update(step=0, exp_avg=xp.zeros_like(t.data), exp_avg_sq=xp.zeros_like(t.data))
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        kernels.of(t.data).adam_step_(
+            t.data, g, state["exp_avg"], state["exp_avg_sq"],
+            group["lr"], beta1, beta2, group["eps"], group["weight_decay"], state["step"], self.decoupled,
+        )  # fmt: skip
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): the weight itself shrinks by lr·λ."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def squared_norm(gradients: Iterable[Array | None]) -> float:
+    """Return the sum of squares of all gradients, None counting nothing."""
+    total = 0.0
+    for g in gradients:
+        if g is not None:
+            flat = g.reshape(-1)
+            total += float(array_module(flat).dot(flat, flat)) if flat.dtype != "float16" else float(
+                array_module(flat).dot(flat.astype("float32"), flat.astype("float32"))
+            )
+    return total
+
+
+def clip_grad_norm_(params: Iterable[Tensor], max_norm: float, norm: float | None = None) -> float:
+    """Scale all gradients so that their global 2-norm is at most `max_norm`; return the norm before that.
+
+    Args:
+        norm: the global norm where this rank cannot compute it alone (parameters sharded over ranks).
+
+    Raises:
+        FloatingPointError: the norm is NaN or infinite: scaling would spread that to every weight.
+    """
+    tensors = [t for t in params if t.grad is not None]
+    norm = math.sqrt(squared_norm(t.grad for t in tensors)) if norm is None else norm
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"gradient norm is {norm}: the loss overflowed or the data hold NaN")
+    scale = max_norm / (norm + 1e-6)  # PyTorch's guard against a zero norm
+    if scale < 1:
+        for t in tensors:
+            t.grad *= t.grad.dtype.type(scale)  # type: ignore[union-attr]
+    return norm
+
+
+def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
+    """Return the learning rate of `step` (from 0): linear up over `warmup` steps, then half a cosine to `floor`.
+
+    Loshchilov and Hutter 2017, equation 5, one cycle. A pure function, so resuming needs no state.
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))

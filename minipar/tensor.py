@@ -1,0 +1,271 @@
+"""The tensor, and how an array function becomes a differentiable operation.
+
+`primitive` is the whole bridge: it takes a function from arrays to (value, vector-Jacobian product) and
+makes it an operation on tensors that the tape records. First-order gradients only: a gradient is a plain
+array and is not recorded itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minipar.backend import Array, array_module, to_device, to_host
+from minipar.tape import Backward, Deferred, Edge, Leaf, Node, Vjp, is_grad_enabled
+
+Hook = Callable[["Tensor"], None]
+
+
+class Tensor:
+    """An array with a gradient: `data` (NumPy or CuPy), and how it was made.
+
+    Attributes:
+        data: the values, an array of any shape.
+        requires_grad: whether backward computes a gradient for it.
+        grad: the gradient after backward: a plain array of the same shape and dtype, or None.
+        grad_buffer: memory for `grad` chosen by someone else (a view into a bucket), or None.
+        version: counts the changes of `data` since creation; see `Handle`.
+        hooks: called with the tensor when its gradient is complete (leaves only).
+    """
+
+    __slots__ = (
+        "__weakref__", "_index", "_leaf", "_node", "data", "grad", "grad_buffer", "hooks", "requires_grad", "version",
+    )  # fmt: skip
+    __array_priority__ = 1000  # array * tensor calls Tensor.__rmul__
+    __array_ufunc__ = None
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
+        if isinstance(data, Tensor):
+            data = data.data
+        # A Python float or list of floats is float32, as everywhere in this field; arrays keep their dtype.
+        if not hasattr(data, "dtype"):
+            data = np.asarray(data)
+            if dtype is None and data.dtype == np.float64:
+                dtype = np.float32
+        elif not hasattr(data, "shape") or np.isscalar(data):
+            data = np.asarray(data)
+        if dtype is not None and data.dtype != dtype:
+            data = data.astype(dtype)
+        if requires_grad and data.dtype.kind != "f":
+            raise TypeError(f"only floating tensors can require a gradient, this one is {data.dtype}")
+        self.data: Array = data
+        self.requires_grad = requires_grad
+        self.grad: Array | None = None
+        self.grad_buffer: Array | None = None
+        self.version = 0
+        self.hooks: tuple[Hook, ...] | list[Hook] = ()
+        self._node: Node | None = None
+        self._index = 0
+        self._leaf: weakref.ref[Leaf] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    @property
+    def is_leaf(self) -> bool:
+        """True if no recorded operation made this tensor, so its gradient is kept in `.grad`."""
+        return self._node is None
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        grad = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({np.array2string(to_host(self.data), precision=4, prefix='Tensor(')}, {self.dtype}{grad})"
+
+    def item(self) -> float:
+        """Return the value of a one-element tensor as a Python number."""
+        return self.data.item()
+
+    def numpy(self) -> Array:
+        """Return the values as a NumPy array: shared memory on the CPU, a copy from a GPU."""
+        return to_host(self.data)
+
+    def detach(self) -> Tensor:
+        """Return a tensor that shares the values and is cut off from the tape."""
+        return Tensor(self.data)
+
+    def to(self, device: str) -> Tensor:
+        """Return the values on `device` ("cpu", "cuda"), cut off from the tape."""
+        return Tensor(to_device(self.data, device))
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Set `requires_grad` in place and return the tensor itself."""
+        self.requires_grad = requires_grad
+        return self
+
+    def assign_(self, values: Any) -> Tensor:
+        """Overwrite the values in place, outside the tape; backward of earlier uses then raises."""
+        self.data[...] = values.data if isinstance(values, Tensor) else values
+        self.version += 1
+        return self
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    def register_hook(self, hook: Hook) -> Callable[[], None]:
+        """Call `hook(tensor)` whenever this leaf's gradient is complete, once per backward.
+
+        Returns:
+            A function that removes the hook again.
+        """
+        if self._node is not None:
+            raise RuntimeError("hooks belong to leaves (parameters); this tensor was made by an operation")
+        self.hooks = [*self.hooks, hook]
+
+        def remove() -> None:
+            self.hooks = [h for h in self.hooks if h is not hook]
+
+        return remove
+
+    def edge(self) -> Edge | None:
+        """Return where a gradient for this tensor goes: its maker, or its leaf; None if none is wanted."""
+        if not self.requires_grad:
+            return None
+        if self._node is not None:
+            return self._node, self._index
+        leaf = self._leaf() if self._leaf is not None else None
+        if leaf is None:
+            leaf = Leaf(self)
+            self._leaf = weakref.ref(leaf)
+        return leaf, 0
+
+    def backward(self, gradient: Any = None, *, deferred: Deferred | None = None) -> None:
+        """Add d(self)/d(leaf) to the `.grad` of every leaf that this tensor was computed from.
+
+        Args:
+            gradient: the gradient of the loss with respect to this tensor, same shape; 1 for a scalar.
+            deferred: collects weight gradients instead of computing them (see `run_deferred`).
+
+        Raises:
+            RuntimeError: nothing to differentiate, a missing or misshapen gradient, or a graph used twice.
+        """
+        if not self.requires_grad:
+            raise RuntimeError("backward: this tensor depends on nothing that requires a gradient")
+        g = gradient.data if isinstance(gradient, Tensor) else gradient
+        if g is None:
+            if self.size != 1:
+                raise RuntimeError(f"backward of shape {self.shape} needs a gradient; only a scalar's is 1 by itself")
+            g = array_module(self.data).ones_like(self.data)
+        if g.shape != self.shape:
+            raise RuntimeError(f"backward: gradient of shape {g.shape} for a tensor of shape {self.shape}")
+        Backward(deferred).start(self.edge(), g)
+
+    if TYPE_CHECKING:  # operators and methods are installed by minipar.ops.methods
+        T: Tensor
+        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = lambda a, b: a
+        __pow__ = __matmul__ = __getitem__ = lambda a, b: a
+        __neg__ = lambda a: a
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class Handle:
+    """A parameter captured by reference: read again at backward instead of being saved.
+
+    A weight that was freed and gathered again (ZeRO stage 3) is then seen as it is at that time. A weight
+    whose *values* changed in between would give a wrong gradient without a sign, so that raises.
+    """
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+        self.version = tensor.version
+
+    @property
+    def data(self) -> Array:
+        if self.tensor.version != self.version:
+            raise RuntimeError(
+                f"a parameter of shape {self.tensor.shape} was changed in place between forward and backward "
+                f"(version {self.version}, now {self.tensor.version}): call backward before the optimizer's step"
+            )
+        return self.tensor.data
+
+
+def primitive(fn: Callable[..., Any] | None = None, *, handles: tuple[str, ...] = ()) -> Any:
+    """Turn `fn(arrays) -> (value, vjp)` into an operation on tensors that the tape records.
+
+    `fn` gets plain arrays. Its vjp takes the gradient of the value and returns one gradient for each
+    positional argument (a bare one if there is one argument): an array, None where there is none, or a
+    *thunk* that computes it. A thunk runs only if its gradient is wanted, its result must be fresh memory,
+    and a weight's thunk may be put off (`run_deferred`). A value that is a tuple makes several outputs; the
+    vjp then gets a list with one gradient each, None for outputs that were not used.
+
+    Args:
+        handles: names of arguments that arrive as a `Handle` instead of as an array.
+    """
+    if fn is None:
+        return functools.partial(primitive, handles=handles)
+    name = fn.__name__
+    by_handle = tuple(i for i, p in enumerate(inspect.signature(fn).parameters) if p in handles)
+
+    @functools.wraps(fn)
+    def operation(*args: Any, **kwargs: Any) -> Any:
+        # A NumPy scalar counts as a Python number: it must not widen float32 to float64.
+        values = [a.data if isinstance(a, Tensor) else a.item() if isinstance(a, np.generic) else a for a in args]
+        for i in by_handle:
+            if i < len(args) and args[i] is not None:
+                values[i] = Handle(args[i])
+        value, vjp = fn(*values, **kwargs)
+        return record(name, value, vjp, args)
+
+    return operation
+
+
+def record(name: str, value: Any, vjp: Vjp, inputs: tuple[Any, ...]) -> Any:
+    """Wrap `value` (an array, or a tuple of them) in tensors and put one node on the tape if it is needed."""
+    node = None
+    for a in inputs:
+        if isinstance(a, Tensor) and a.requires_grad:
+            if is_grad_enabled():
+                edges = tuple([a.edge() if isinstance(a, Tensor) else None for a in inputs])
+                dtypes = tuple([v.dtype for v in value]) if isinstance(value, tuple) else (value.dtype,)
+                node = Node(name, vjp, edges, dtypes)
+            break
+    if isinstance(value, tuple):
+        return tuple(_made(v, node, i) for i, v in enumerate(value))
+    return _made(value, node, 0)
+
+
+def _made(data: Array, node: Node | None, index: int) -> Tensor:
+    """Return a tensor for an operation's output, without the checks of `Tensor.__init__`."""
+    if isinstance(data, np.generic):  # NumPy turns 0-d results into scalars
+        data = np.asarray(data)
+    out = Tensor.__new__(Tensor)
+    out.data = data
+    out.requires_grad = node is not None and data.dtype.kind == "f"
+    out.grad = None
+    out.grad_buffer = None
+    out.version = 0
+    out.hooks = ()
+    out._node = node
+    out._index = index
+    out._leaf = None
+    return out
+
+
+def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
+    """Return a tensor with its own copy of `data` (array, number or nested list)."""
+    made = Tensor(data, requires_grad, dtype)
+    made.data = made.data.copy()
+    return made
