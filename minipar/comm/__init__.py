@@ -4,3 +4,10 @@ Order of imports within the floor: ledger, clock, guard, interface, threads, wat
 collectives uses only the interface. Start with `interface.py` (what every communicator can do), then
 `collectives.py` (how an all-reduce is made of sends and receives).
 """
+
+from minipar.comm.clock import Clock
+from minipar.comm.interface import Communicator, Work, balanced
+from minipar.comm.launch import launch, world
+from minipar.comm.ledger import Ledger
+
+__all__ = ["Clock", "Communicator", "Ledger", "Work", "balanced", "launch", "world"]

@@ -1,7 +1,7 @@
 """Read the python version of CIFAR-10: a folder of pickles, opened without trusting them.
 
-A pickle may call any function it names. `_ArraysOnly` knows five names, all of them parts of how NumPy
-writes an array, and answers each with a small decoder from this file; everything else is refused.
+A pickle may call any function it names. `_ArraysOnly` knows only the few names that NumPy
+writes arrays with, and answers each with a small decoder from this file; everything else is refused.
 (Data: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.)
 """
 
@@ -68,6 +68,10 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    return b""  # an old protocol writes b"" as a call of `bytes` without arguments
+
+
 class _ArraysOnly(pickle.Unpickler):
     known: dict[tuple[str, str], Any] = {  # noqa: RUF012
         ("numpy", "ndarray"): _Array,
@@ -76,6 +80,7 @@ class _ArraysOnly(pickle.Unpickler):
         ("multiarray", "scalar"): _scalar,
         ("numeric", "_frombuffer"): _frombuffer,
         ("_codecs", "encode"): _encode,
+        ("__builtin__", "bytes"): _no_bytes,
     }
 
     def find_class(self, module: str, name: str) -> Any:

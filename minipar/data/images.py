@@ -164,8 +164,9 @@ def load_idx(name: str, paths: tuple[Path, Path, Path, Path]) -> Data:
     if images[0].dtype != images[1].dtype:
         raise DataError(f"{paths[0]} holds {images[0].dtype}, {paths[2]} holds {images[1].dtype}: "
                         "they must agree")
+    check_images(images[0], str(paths[0]))  # there is at least one
     check_labels(labels[0], len(images[0]), None, str(paths[1]))
-    classes = int(labels[0].max(initial=-1)) + 1
+    classes = int(labels[0].max()) + 1
     check_labels(labels[1], len(images[1]), classes, str(paths[3]))
     train = (images[0], labels[0], str(paths[0]))
     valid = (images[1], labels[1], str(paths[2]))

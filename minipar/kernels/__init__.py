@@ -14,12 +14,12 @@ from types import ModuleType
 import numpy as np
 
 from minipar.backend import array_module
-from minipar.kernels import cpu, plain
+from minipar.kernels import cpu, gpu, plain
 from minipar.kernels.common import Array
 
-__all__ = ["cpu", "of", "plain"]
+__all__ = ["cpu", "gpu", "of", "plain"]
 
 
 def of(x: Array) -> ModuleType:
-    """The kernels for the device that holds `x`: `cpu` for NumPy arrays, `plain` for CuPy arrays."""
-    return cpu if array_module(x) is np else plain
+    """The kernels for the device that holds `x`: `cpu` for NumPy arrays, `gpu` for CuPy arrays."""
+    return cpu if array_module(x) is np else gpu

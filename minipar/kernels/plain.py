@@ -265,8 +265,12 @@ def attention_backward(
     probs: Array,
     scale: float | None = None,
     out: tuple[Array, Array, Array] | None = None,
+    causal: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """(dq, dk, dv) of attention, shaped as q, k, v and written to the arrays of `out` where it is given."""
+    """(dq, dk, dv) of attention, shaped as q, k, v and written to the arrays of `out` where it is given.
+
+    `causal` is a promise that `probs` came from a causal forward, so that a kernel may skip its zeros.
+    """
     xp = array_module(q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     up = widen(g)

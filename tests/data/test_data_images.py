@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from minipar.data import ImageDataset, Loader, Normalisation, load
+from minipar.data.cifar import read_batch
 from minipar.data.idx import read_idx
 from minipar.errors import DataError, UsageError
 
@@ -19,7 +20,8 @@ CODES = {"uint8": 0x08, "int8": 0x09, "int16": 0x0B, "int32": 0x0C, "float32": 0
 
 def idx_bytes(array):
     header = struct.pack(">HBB", 0, CODES[array.dtype.name], array.ndim)
-    return header + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(array.dtype.newbyteorder(">")).tobytes()
+    header += struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(array.dtype.newbyteorder(">")).tobytes()
 
 
 def write_idx(path, array):
@@ -27,11 +29,11 @@ def write_idx(path, array):
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
 
 
-def write_mnist(folder, *, prefix="", ending="", train=12, test=5, shape=(4, 3), dtype=np.uint8, test_name="t10k"):
+def write_mnist(folder, *, prefix="", ending="", train=12, dtype=np.uint8, test_name="t10k"):
     rng = np.random.default_rng(0)
     made = {}
-    for split, samples in (("train", train), (test_name, test)):
-        images = rng.integers(0, 256, (samples, *shape)).astype(dtype)
+    for split, samples in (("train", train), (test_name, 5)):
+        images = rng.integers(0, 256, (samples, 4, 3)).astype(dtype)
         labels = (np.arange(samples) % 3).astype(np.uint8)
         write_idx(folder / f"{prefix}{split}-images-idx3-ubyte{ending}", images)
         write_idx(folder / f"{prefix}{split}-labels-idx1-ubyte{ending}", labels)
@@ -51,8 +53,8 @@ def test_digits_split_is_fixed_stratified_and_whole():
     original = load_digits().images.astype(np.uint8)[:, None]
     order = lambda images: images.reshape(1797, 64)[np.lexsort(images.reshape(1797, 64).T)]
     np.testing.assert_array_equal(order(everything), order(original))
-    fractions = np.bincount(data.valid.labels) / (np.bincount(data.train.labels) + np.bincount(data.valid.labels))
-    assert np.all(np.abs(fractions - 0.2) < 0.01)
+    held_out, kept = np.bincount(data.valid.labels), np.bincount(data.train.labels)
+    assert np.all(np.abs(held_out / (held_out + kept) - 0.2) < 0.01)
     assert not np.array_equal(load("digits", seed=1).valid.images, data.valid.images)
     assert data.info["image_shape"] == [1, 8, 8] and data.info["classes"] == 10 and data.vocabulary is None
     json.dumps(dict(data.info))
@@ -121,8 +123,7 @@ def test_image_dataset_checks_its_arrays():
 @pytest.mark.parametrize("prefix, test_name", [("", "t10k"), ("balanced-", "test")])
 def test_idx_folder_prefix_or_file(tmp_path, ending, prefix, test_name):
     made = write_mnist(tmp_path, prefix=prefix, ending=ending, test_name=test_name)
-    sources = [tmp_path / prefix if prefix else tmp_path, tmp_path / f"{prefix}train-images-idx3-ubyte{ending}"]
-    for source in sources:
+    for source in (tmp_path / prefix, tmp_path / f"{prefix}train-images-idx3-ubyte{ending}"):
         data = load(source)
         assert data.info["classes"] == 3 and data.info["image_shape"] == [1, 4, 3]
         assert (data.info["train_samples"], data.info["valid_samples"]) == (12, 5)
@@ -165,7 +166,7 @@ def test_idx_gzip_truncated_anywhere_or_flipped(tmp_path):
     with pytest.raises(DataError, match=r"121 bytes, found \d+ \(the gzip stream is broken"):
         read_idx(path, 3)
     path.write_bytes(whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:])  # in the checksum
-    with pytest.raises(DataError, match="damaged.*CRC"):
+    with pytest.raises(DataError, match=r"damaged.*CRC"):
         read_idx(path, 3)
     path.write_bytes(b"not gzip at all")
     with pytest.raises(DataError, match="gzip"):
@@ -209,7 +210,7 @@ def test_idx_sets_that_do_not_fit_together(tmp_path):
     with pytest.raises(DataError, match=r"\(1, 4, 3\), test images \(1, 3, 3\)"):
         load(tmp_path)
     write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((5, 4, 3), np.float32))
-    with pytest.raises(DataError, match="uint8.*float32"):
+    with pytest.raises(DataError, match=r"uint8.*float32"):
         load(tmp_path)
     (tmp_path / "t10k-images-idx3-ubyte").unlink()
     with pytest.raises(DataError, match="but not t10k-images-idx3-ubyte"):
@@ -246,36 +247,38 @@ def test_paths_without_images(tmp_path):
 
 def cifar_entry(samples, seed):
     rng = np.random.default_rng(seed)
-    return {b"batch_label": b"one", b"labels": [int(n) for n in rng.integers(0, 10, samples)],
-            b"data": rng.integers(0, 256, (samples, 3072)).astype(np.uint8), b"filenames": [b"x.png"] * samples}
+    return {b"batch_label": b"one", b"labels": rng.integers(0, 10, samples).tolist(),
+            b"data": rng.integers(0, 256, (samples, 3072)).astype(np.uint8),
+            b"filenames": [b"x.png"] * samples}
 
 
 def write_cifar(folder, dump=lambda entry: pickle.dumps(entry, 2), samples=4):
     entries = {}
-    for seed, name in enumerate(["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5",
-                                 "test_batch"]):
+    for seed, name in enumerate([f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]):
         entries[name] = cifar_entry(samples, seed)
         (folder / name).write_bytes(dump(entries[name]))
     return entries
 
 
 def as_python2(entry):
-    """The bytes that Python 2 wrote, as in the published archive: str for bytes, numpy.core for numpy._core."""
+    """The bytes that Python 2 wrote, as in the published archive: str for bytes, and numpy.core."""
     pixels = entry[b"data"].tobytes()
     short = lambda text: b"U" + bytes([len(text)]) + text
-    array = (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + short(b"b") + b"tR(K\x01(K"
-             + bytes([len(entry[b"data"])]) + b"M\x00\x0ctcnumpy\ndtype\n(" + short(b"u1") + b"K\x00K\x01tR(K\x03"
-             + short(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T" + struct.pack("<i", len(pixels))
-             + pixels + b"tb")
+    array = (b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + short(b"b") + b"tR"
+             + b"(K\x01(K" + bytes([len(entry[b"data"])]) + b"M\x00\x0ct"  # version 1, shape (N, 3072)
+             + b"cnumpy\ndtype\n(" + short(b"u1") + b"K\x00K\x01tR"
+             + b"(K\x03" + short(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+             + b"\x89T" + struct.pack("<i", len(pixels)) + pixels + b"tb")
     labels = b"](" + b"".join(b"K" + bytes([label]) for label in entry[b"labels"]) + b"e"
     return b"\x80\x02}(" + short(b"data") + array + short(b"labels") + labels + b"u."
 
 
 DUMPS = {f"protocol {p}": (lambda entry, p=p: pickle.dumps(entry, p)) for p in range(6)}
 DUMPS["python 2"] = as_python2
+relabel = lambda entry, labels: pickle.dumps(entry | {b"labels": labels})
 DUMPS["str keys"] = lambda entry: pickle.dumps({key.decode(): value for key, value in entry.items()})
-DUMPS["label array"] = lambda entry: pickle.dumps(entry | {b"labels": np.array(entry[b"labels"], ">i4")})
-DUMPS["label scalars"] = lambda entry: pickle.dumps(entry | {b"labels": [np.int64(n) for n in entry[b"labels"]]})
+DUMPS["label array"] = lambda entry: relabel(entry, np.array(entry[b"labels"], ">i4"))
+DUMPS["label scalars"] = lambda entry: relabel(entry, [np.int64(label) for label in entry[b"labels"]])
 DUMPS["Fortran order"] = lambda entry: pickle.dumps(entry | {b"data": np.asfortranarray(entry[b"data"])}, 2)
 
 
@@ -288,17 +291,16 @@ def test_cifar_in_every_form_it_may_be_pickled(tmp_path, dump):
     np.testing.assert_array_equal(data.train.images[4:8].reshape(4, 3072), entries["data_batch_2"][b"data"])
     np.testing.assert_array_equal(data.train.labels[16:], entries["data_batch_5"][b"labels"])
     np.testing.assert_array_equal(data.valid.images.reshape(4, 3072), entries["test_batch"][b"data"])
-    assert data.train.images[0, 1, 0, 2] == entries["data_batch_1"][b"data"][0, 1024 + 2]  # green, row 0, column 2
+    # Green, row 1, column 2.
+    assert data.train.images[0, 1, 1, 2] == entries["data_batch_1"][b"data"][0, 1024 + 32 + 2]
 
 
-@pytest.mark.parametrize("dump", [DUMPS["protocol 2"], DUMPS["protocol 5"], as_python2], ids=["2", "5", "python 2"])
-def test_cifar_truncated_anywhere(tmp_path, dump):
-    write_cifar(tmp_path, dump, samples=1)
+@pytest.mark.parametrize("form", ["protocol 2", "protocol 5", "python 2"])
+def test_cifar_truncated_anywhere(tmp_path, form):
+    write_cifar(tmp_path, DUMPS[form], samples=1)
     path = tmp_path / "data_batch_3"
     whole = path.read_bytes()
-    places = [*range(0, min(400, len(whole))), *range(400, len(whole) - 100, 397), *range(len(whole) - 100, len(whole))]
-    from minipar.data.cifar import read_batch
-    for size in places:
+    for size in [*range(400), *range(400, len(whole) - 100, 397), *range(len(whole) - 100, len(whole))]:
         path.write_bytes(whole[:size])
         with pytest.raises(DataError, match="data_batch_3 is not a readable CIFAR-10 batch"):
             read_batch(path)
@@ -307,7 +309,6 @@ def test_cifar_truncated_anywhere(tmp_path, dump):
 
 
 def test_cifar_with_flipped_bytes_never_ends_in_another_error(tmp_path):
-    from minipar.data.cifar import read_batch
     path = tmp_path / "batch"
     whole = bytearray(as_python2(cifar_entry(1, 0)))
     rng = np.random.default_rng(0)
@@ -376,7 +377,7 @@ def test_cifar_odd_files(tmp_path):
     with pytest.raises(DataError, match="holds a list, expected a dictionary"):
         load(tmp_path)
     path.write_bytes(pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"fine_labels": [1]}))
-    with pytest.raises(DataError, match="no 'labels'.*CIFAR-100 is not supported"):
+    with pytest.raises(DataError, match=r"no 'labels'.*CIFAR-100 is not supported"):
         load(tmp_path)
     path.unlink()
     (tmp_path / "data_batch_4").unlink()

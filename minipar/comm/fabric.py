@@ -1,0 +1,133 @@
+"""What the rank-threads of one launch share: who waits for what, who has finished, what has failed.
+
+Ranks wait only for `Gate`s. Whoever completes something opens its gate, and from that moment (not from the
+later one when the waiting thread runs again) those who wait count as running. So the fabric knows at every
+instant how many ranks can still act: when none can, that is a proven deadlock and is reported at once; a
+hang that cannot be proven ends at the time-out. One rank's failure ends the waits of all others.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from minipar.comm.clock import Clock
+from minipar.comm.guard import Call, Journal, report
+from minipar.errors import CommunicationError, HangError, RankFailed
+
+
+class Gate:
+    """Something that ranks may wait for; it opens once."""
+
+    __slots__ = ("condition", "opened", "waiters")
+
+    def __init__(self) -> None:
+        self.opened = False
+        self.waiters = 0
+        self.condition: threading.Condition | None = None  # made by the first who waits
+
+
+class Fabric:
+    """The common ground of `size` ranks in one process.
+
+    Attributes:
+        lock: guards everything here and in the groups' rounds and mailboxes.
+        times: each rank's virtual time in seconds, where there is a clock.
+        failure: the error that every wait now raises, or None.
+    """
+
+    def __init__(self, size: int, timeout: float, clock: Clock | None = None) -> None:
+        self.size = size
+        self.timeout = timeout
+        self.clock = clock
+        self.lock = threading.Lock()
+        self.journals = [Journal(rank, size) for rank in range(size)]
+        self.times = [0.0] * size
+        self.failure: CommunicationError | None = None
+        self.threads: dict[int, int] = {}  # each rank's own thread
+        self.live = size  # ranks that have not finished
+        self.blocked = 0  # of these, how many wait at a closed gate
+        self.helping = 0  # helper threads at work on something that will open a gate
+        self.provable = True  # until a thread besides the ranks' own communicates
+        self._waits: dict[int, Gate] = {}  # by thread
+
+    def wait(self, gate: Gate, rank: int, call: Call) -> None:
+        """Block the calling thread, which acts for `rank`, until `gate` is open.
+
+        Raises:
+            HangError: no rank can go on, or the time-out has passed.
+            RankFailed: another rank failed.
+        """
+        if gate.opened:
+            return
+        thread, journal = threading.get_ident(), self.journals[rank]
+        with self.lock:
+            if gate.opened:
+                return
+            self.raise_failure()
+            if self.threads.setdefault(rank, thread) != thread:
+                self.provable = False
+            if gate.condition is None:
+                gate.condition = threading.Condition(self.lock)
+            gate.waiters += 1
+            self.blocked += 1
+            self._waits[thread] = gate
+            journal.wait_begins(call)
+            deadline = time.monotonic() + self.timeout
+            try:
+                self._detect_deadlock()
+                while not gate.opened:
+                    self.raise_failure()
+                    remaining = deadline - time.monotonic()
+                    if remaining <= 0:
+                        self._hang(f"rank {rank} has waited {self.timeout:g} s")
+                    gate.condition.wait(remaining)
+            finally:
+                journal.wait_ends()
+                del self._waits[thread]
+                if not gate.opened:
+                    gate.waiters -= 1
+                    self.blocked -= 1
+
+    def open(self, gate: Gate) -> None:
+        """Let everyone through who waits at `gate`. The caller holds the lock."""
+        gate.opened = True
+        self.blocked -= gate.waiters
+        gate.waiters = 0
+        if gate.condition is not None:
+            gate.condition.notify_all()
+
+    def finish(self, rank: int) -> None:
+        """Note that `rank` has returned from its program."""
+        with self.lock:
+            self.journals[rank].finished = True
+            self.live -= 1
+            self._detect_deadlock(raising=False)
+
+    def fail(self, rank: int, what: str) -> None:
+        """End every other rank's waits, now and later, with RankFailed naming `rank`."""
+        with self.lock:
+            if self.failure is None:
+                self._set_failure(RankFailed(f"{self.journals[rank].place()}: {what}"))
+
+    def raise_failure(self) -> None:
+        """Raise what has failed, if anything has. A fresh exception for each rank: they carry tracebacks."""
+        if self.failure is not None:
+            raise type(self.failure)(*self.failure.args)
+
+    def _set_failure(self, failure: CommunicationError) -> None:
+        self.failure = failure
+        for gate in self._waits.values():
+            if gate.condition is not None:
+                gate.condition.notify_all()
+
+    def _hang(self, reason: str) -> None:
+        states = {journal.rank: journal.state() for journal in self.journals}
+        self._set_failure(HangError(report(states, reason)))
+
+    def _detect_deadlock(self, raising: bool = True) -> None:
+        stuck = self.live > 0 and self.blocked >= self.live and self.helping == 0
+        if stuck and self.provable and self.failure is None:
+            self._hang("deadlock, no rank can go on" if self.size > 1 else "deadlock, nothing can end this wait")
+            if raising:
+                self.raise_failure()

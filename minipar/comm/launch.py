@@ -1,0 +1,124 @@
+"""Run a function on several ranks at once, in this process; and find the communicator of where code runs."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from typing import Any
+
+import threadpoolctl
+
+from minipar.comm.clock import Clock
+from minipar.comm.fabric import Fabric
+from minipar.comm.interface import Communicator
+from minipar.comm.threads import Group, ThreadCommunicator
+from minipar.errors import UsageError
+
+TIMEOUT = 60.0  # seconds
+
+_current: ContextVar[Communicator | None] = ContextVar("minipar_world", default=None)
+
+
+def launch(
+    fn: Callable[..., Any],
+    ranks: int,
+    *args: Any,
+    timeout: float = TIMEOUT,
+    clock: Clock | None = None,
+    **kwargs: Any,
+) -> list[Any]:
+    """Run `fn(*args, **kwargs)` on `ranks` threads and return the list of what they return.
+
+    Inside, `world()` is the thread's own communicator. Each rank has a copy of the caller's context
+    variables, and BLAS runs with one thread a rank meanwhile.
+
+    Args:
+        timeout: seconds that one wait may take before it is a hang.
+        clock: keep virtual time, see `Clock`.
+
+    Raises:
+        HangError, MismatchError: see `Communicator`.
+        Exception: what the first failing rank raised, with a note that names its rank, step and phase.
+    """
+    if ranks < 1:
+        raise UsageError(f"launch: ranks={ranks} must be one or more")
+    fabric, group = Fabric(ranks, timeout, clock), Group(range(ranks))
+    results: list[Any] = [None] * ranks
+    first: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        _current.set(ThreadCommunicator(fabric, group, rank, "world"))
+        fabric.threads[rank] = threading.get_ident()
+        try:
+            results[rank] = fn(*args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, SystemExit) and not error.code:
+                pass  # sys.exit() or sys.exit(0) ends this rank like a return
+            else:
+                with fabric.lock:
+                    first.append(error)
+                journal = fabric.journals[rank]
+                error.add_note(f"raised on {journal.place()} (of {ranks} ranks)")
+                fabric.fail(rank, f"{type(error).__name__}: {error}")
+        fabric.finish(rank)
+
+    threads = []
+    with one_blas_thread():
+        for rank in range(ranks):
+            thread = threading.Thread(
+                target=copy_context().run, args=(run, rank), name=f"minipar-rank-{rank}", daemon=True
+            )
+            threads.append(thread)
+            thread.start()
+        try:
+            for thread in threads:
+                thread.join()
+        except KeyboardInterrupt:
+            fabric.fail(0, "interrupted from the keyboard")
+            raise
+    if first:
+        raise first[0]
+    return results
+
+
+@functools.cache
+def _alone() -> Communicator:
+    return ThreadCommunicator(Fabric(1, TIMEOUT), Group([0]), 0, "world")
+
+
+def world(checks: bool | None = None) -> Communicator:
+    """Return the communicator of where this runs: a launch's thread, an MPI job, or a single rank."""
+    current = _current.get()
+    if current is not None:
+        return current
+    if any(name in os.environ for name in ("MINIPAR_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")):
+        from minipar.comm.mpi import mpi_world
+
+        return mpi_world(checks)
+    return _alone()
+
+
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limit: Any = None
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Limit BLAS to one thread while any launch runs: the ranks themselves use the cores."""
+    global _blas_users, _blas_limit
+    with _blas_lock:
+        if _blas_users == 0:
+            _blas_limit = threadpoolctl.threadpool_limits(1, user_api="blas")
+        _blas_users += 1
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if _blas_users == 0:
+                _blas_limit.restore_original_limits()

@@ -1,0 +1,122 @@
+"""The training job's settings: one dataclass, from which the command line's options are made.
+
+A setting that has no meaning for a model is refused when it is given, never ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self
+
+from minipar.backend import FLOAT_DTYPES
+from minipar.errors import UsageError
+from minipar.parallel.data_parallel import AGGREGATIONS
+
+MODELS = ("mlp", "convnet", "gpt")
+OPTIMIZERS = ("adamw", "adam", "sgd")
+ALL_AGGREGATIONS = (*AGGREGATIONS, "local")
+
+
+def _option(default: Any, help: str, *, models: tuple[str, ...] = MODELS, choices: tuple[str, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "models": models, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a run. None means the model's own default (see `DEFAULTS`)."""
+
+    model: str = "gpt"
+    data: str | None = _option(None, "docs, digits, or a path: a text file, an IDX or CIFAR-10 folder")
+    steps: int | None = _option(None, "optimizer steps")
+    batch: int | None = _option(None, "samples in the global batch, over all ranks")
+    seq_len: int | None = _option(None, "tokens in a sample", models=("gpt",))
+    width: int | None = _option(None, "channels of the hidden layers")
+    layers: int | None = _option(None, "hidden layers, residual blocks or transformer blocks")
+    heads: int | None = _option(None, "attention heads", models=("gpt",))
+    dropout: float | None = _option(None, "dropout probability", models=("gpt", "mlp"))
+    tied: bool | None = _option(None, "share the embedding with the output layer", models=("gpt",))
+    norm: str | None = _option(None, "group or batch norm", models=("convnet",), choices=("group", "batch"))
+    optimizer: str = _option("adamw", "the update rule", choices=OPTIMIZERS)
+    lr: float | None = _option(None, "peak learning rate")
+    warmup: int | None = _option(None, "steps of linear warm-up; a cosine to a tenth of the peak follows")
+    weight_decay: float = _option(0.0, "weight decay, on weights of two or more axes only")
+    momentum: float = _option(0.0, "momentum of SGD")
+    clip: float = _option(1.0, "largest global gradient norm; 0 turns clipping off")
+    accumulate: int = _option(1, "microbatches a step, one after the other")
+    dtype: str = _option("float32", "precision of parameters and arithmetic", choices=FLOAT_DTYPES[1:])
+    device: str = _option("auto", "where arrays live", choices=("auto", "cpu", "cuda"))
+    seed: int = _option(0, "seed of initialisation, shuffling and dropout")
+    dp: int | None = _option(None, "data-parallel ranks; must be all ranks while it is the only axis")
+    aggregation: str = _option(
+        "all_reduce",
+        "how ranks combine: sum gradients on all, on a master, or average parameters (local)",
+        choices=ALL_AGGREGATIONS,
+    )
+    average_every: int | None = _option(None, "steps between parameter averages; for --aggregation local")
+    bucket_mb: float = _option(4.0, "largest gradient bucket in MiB")
+    overlap: bool | None = _option(None, "send gradients during backward; default: yes where possible")
+
+    def resolved(self) -> Self:
+        """Return the settings with the model's defaults filled in.
+
+        Raises:
+            UsageError: an unknown model or choice, a setting the model does not have, or a value out of range.
+        """
+        if self.model not in MODELS:
+            raise UsageError(f"model {self.model!r} is unknown: use one of {', '.join(MODELS)}")
+        filled: dict[str, Any] = {}
+        for f in fields(self):
+            value, models, choices = getattr(self, f.name), f.metadata.get("models", MODELS), f.metadata.get("choices")
+            option = "--" + f.name.replace("_", "-")
+            if self.model not in models:
+                if value is not None:
+                    raise UsageError(f"{option} has no meaning for {self.model}; it is for {' and '.join(models)}")
+                continue
+            if choices and value is not None and value not in choices:
+                raise UsageError(f"{option} {value!r} is unknown: use one of {', '.join(choices)}")
+            if value is None and f.name in DEFAULTS[self.model]:
+                filled[f.name] = DEFAULTS[self.model][f.name]
+        config = replace(self, **filled)
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        """Refuse values out of range and combinations that cannot be."""
+        for name in ("steps", "batch", "seq_len", "width", "layers", "heads", "accumulate", "average_every", "dp"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}, it must be at least 1")
+        for name in ("warmup", "weight_decay", "momentum", "clip", "seed"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UsageError(f"--{name.replace('_', '-')} is {value}, it must not be negative")
+        if self.lr is not None and self.lr <= 0:
+            raise UsageError(f"--lr is {self.lr}, it must be positive")
+        if self.bucket_mb <= 0:
+            raise UsageError(f"--bucket-mb is {self.bucket_mb}, it must be positive")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise UsageError(f"--dropout is {self.dropout}, it must lie in [0, 1)")
+        if self.momentum and self.optimizer != "sgd":
+            raise UsageError(f"--momentum is for --optimizer sgd; {self.optimizer} has its own moments")
+        if self.average_every is not None and self.aggregation != "local":
+            raise UsageError("--average-every is for --aggregation local")
+        if self.overlap and self.aggregation != "all_reduce":
+            raise UsageError(f"--overlap is for --aggregation all_reduce; {self.aggregation} sends after backward")
+        if self.norm == "batch" and self.accumulate > 1:
+            raise UsageError("--norm batch mixes the samples of a batch, so --accumulate would change its result; use group")
+        if self.norm == "batch" and self.aggregation == "local":
+            raise UsageError("--norm batch needs every rank at every step, --aggregation local has none; use --norm group")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values for JSON."""
+        return asdict(self)
+
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "mlp": dict(data="digits", steps=300, batch=64, width=128, layers=3, dropout=0.0, lr=3e-3, warmup=20),
+    "convnet": dict(data="digits", steps=150, batch=64, width=16, layers=3, norm="group", lr=3e-3, warmup=20),
+    "gpt": dict(
+        data="docs", steps=600, batch=32, seq_len=64, width=128, layers=4, heads=4, dropout=0.0, tied=True,
+        lr=2e-3, warmup=50,
+    ),
+}  # fmt: skip

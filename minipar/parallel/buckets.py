@@ -1,0 +1,83 @@
+"""Flat buckets: many small arrays as views of one long one, so that one message carries them all.
+
+A message costs α + βn seconds for n bytes. A GPT has a dozen small tensors per block, each would pay α; a
+bucket pays it once. `grad_buffer` makes backward write each gradient straight into its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from minipar.backend import Array, array_module
+from minipar.nn import Parameter
+
+
+class Bucket:
+    """Some parameters of one dtype, and a flat array with room for one value per element of them.
+
+    Attributes:
+        flat: (n + len(params),): the elements in order, then one flag per parameter (see `mark_used`).
+        views: one view of `flat` per parameter, in its shape.
+    """
+
+    def __init__(self, params: Sequence[Parameter]):
+        self.params = list(params)
+        self.numel = sum(p.size for p in self.params)
+        first = self.params[0].data
+        self.flat: Array = array_module(first).zeros(self.numel + len(self.params), dtype=first.dtype)
+        self.views: list[Array] = []
+        start = 0
+        for p in self.params:
+            self.views.append(self.flat[start : start + p.size].reshape(p.shape))
+            start += p.size
+        self.used = self.flat[self.numel :]
+        self.all_used_here = False
+
+    def mark_used(self) -> None:
+        """Flag each parameter that has a gradient and zero the place of each that has none.
+
+        The flags are summed together with the gradients. So every rank learns whether *any* rank used the
+        parameter: if none did, its gradient is None everywhere, as in the serial run.
+        """
+        self.all_used_here = all(p.grad is not None for p in self.params)
+        self.used[...] = 1 if self.all_used_here else 0
+        if self.all_used_here and all(p.grad is view for p, view in zip(self.params, self.views)):
+            return
+        for i, (p, view) in enumerate(zip(self.params, self.views)):
+            self.used[i] = p.grad is not None
+            if p.grad is None:
+                view[...] = 0
+            elif p.grad is not view:
+                view[...] = p.grad
+
+    def hand_out(self) -> None:
+        """Set each parameter's gradient to its summed view, or to None if no rank used the parameter."""
+        # Reading the flags would make a GPU wait, and is not needed where this rank used everything itself.
+        used = [1.0] * len(self.params) if self.all_used_here else self.used.tolist()
+        for p, view, flag in zip(self.params, self.views, used):
+            p.grad = view if flag else None
+
+    def pack(self, value: Callable[[Parameter], Array]) -> Array:
+        """Fill the flat array with `value(p)` of each parameter and return it without the flags."""
+        for p, view in zip(self.params, self.views):
+            view[...] = value(p)
+        return self.flat[: self.numel]
+
+
+def make_buckets(params: Sequence[Parameter], megabytes: float) -> list[Bucket]:
+    """Group parameters into buckets of at most `megabytes` MiB (a larger parameter is alone in one).
+
+    The order is reversed: backward reaches the last layer first, so its bucket can be sent first. It depends
+    on the model alone and is the same on every rank.
+    """
+    limit = megabytes * 2**20
+    groups: list[list[Parameter]] = []
+    size = 0
+    for p in reversed(params):
+        if groups and groups[-1][0].dtype == p.dtype and size + p.data.nbytes <= limit:
+            groups[-1].append(p)
+            size += p.data.nbytes
+        else:
+            groups.append([p])
+            size = p.data.nbytes
+    return [Bucket(group) for group in groups]

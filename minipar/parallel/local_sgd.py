@@ -1,0 +1,60 @@
+"""Local SGD: ranks train alone and average their parameters every few steps.
+
+McMahan et al. 2017 (federated averaging), Stich 2019. One message every `every` steps instead of one a step;
+the price is that after a local step the ranks' gradients are taken at different weights. After a single SGD
+step averaging parameters equals averaging gradients; with Adam, or more steps, it does not.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minipar import optim
+from minipar.backend import array_module
+from minipar.comm.interface import Communicator
+from minipar.errors import UsageError
+from minipar.nn import Module
+from minipar.parallel.buckets import make_buckets
+
+
+class LocalSGD:
+    """A model whose parameters are averaged over the ranks of `comm` after every `every` steps.
+
+    Each rank divides its loss by its *own* number of valid targets; the average weights ranks by the targets
+    they have seen since the last one.
+    """
+
+    def __init__(self, model: Module, comm: Communicator, every: int = 1, bucket_mb: float = 4.0):
+        if every < 1:
+            raise UsageError(f"LocalSGD: parameters are averaged every {every} steps; give a number of at least 1")
+        self.model, self.comm, self.every = model, comm, every
+        self.params = list(model.parameters())
+        self.buckets = make_buckets(self.params, bucket_mb)
+        self._steps = 0
+        self._seen = 0.0
+        for p in self.params:
+            p.assign_(comm.broadcast(p.data, root=0))
+
+    def step(self, optimizer: optim.Optimizer, targets: int) -> None:
+        """Take a local step and, when it is time, average.
+
+        Args:
+            targets: valid targets in this rank's share of the batch.
+        """
+        if targets:
+            optimizer.step()
+        self._steps += 1
+        self._seen += targets
+        if self._steps % self.every == 0:
+            self.average()
+
+    def average(self) -> None:
+        """Replace every parameter by the ranks' mean, weighted by the targets each has seen."""
+        total = float(self.comm.all_reduce(np.array([self._seen]))[0])
+        share = self._seen / total if total else 1 / self.comm.size
+        for bucket in self.buckets:
+            flat = bucket.pack(lambda p: p.data * array_module(p.data).asarray(share, dtype=p.dtype))
+            self.comm.all_reduce_(flat)
+            for p, view in zip(bucket.params, bucket.views):
+                p.assign_(view)
+        self._seen = 0.0

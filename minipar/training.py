@@ -1,0 +1,203 @@
+"""The training job: data, a serial model, a kind of parallelism, an optimizer, and the loop over steps.
+
+`Job` composes the floors below and holds no cleverness of its own. With a communicator of one rank it is
+the serial job; `verification` runs it twice, serial and parallel, and compares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minipar import optim, random
+from minipar.backend import float_dtype, to_device
+from minipar.comm.interface import Communicator
+from minipar.config import TrainConfig
+from minipar.data import Batch, Data, Loader, load
+from minipar.errors import MiniparError, UsageError
+from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, Model
+from minipar.parallel import DataParallel, LocalSGD
+from minipar.tape import no_grad
+from minipar.tensor import Tensor
+
+
+class TrainingFailed(MiniparError, ArithmeticError):
+    """The loss or the gradient norm stopped being a number."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step gave; the fields of a line in metrics.jsonl.
+
+    Attributes:
+        step: counted from 1.
+        loss: mean over all valid targets of the global batch, in nats.
+        grad_norm: global 2-norm before clipping; None where no rank holds the summed gradient.
+        samples_per_s: samples of the global batch by the time of the step.
+        seconds: since the start of training.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float | None
+    samples_per_s: float
+    seconds: float
+
+
+def load_data(config: TrainConfig) -> Data:
+    """Return the data set that the settings name, of the kind the model reads."""
+    assert config.data is not None
+    kind: Any = "text" if config.model == "gpt" else "images"
+    return load(config.data, kind, seq_len=config.seq_len or 64, seed=config.seed)
+
+
+def build_model(config: TrainConfig, info: Any) -> Model:
+    """Return the serial model for these settings and this data, not materialised.
+
+    Args:
+        info: `Data.info`: vocabulary size, or image shape and number of classes.
+    """
+    c: Any = config
+    if config.model == "gpt":
+        sizes = GPTConfig(info["vocabulary_size"], c.seq_len, c.width, c.layers, c.heads, c.dropout, c.tied)
+        return GPT(sizes)
+    channels, height, width = info["image_shape"]
+    if config.model == "mlp":
+        return MLP(MLPConfig(channels * height * width, info["classes"], c.width, c.layers, c.dropout))
+    return ConvNet(ConvNetConfig(channels, min(height, width), info["classes"], c.width, c.layers, c.norm))
+
+
+def build_optimizer(config: TrainConfig, model: Model) -> optim.Optimizer:
+    """Return the optimizer; weight decay goes to weights of two or more axes, not to biases and norms."""
+    c: Any = config
+    matrices = [p for p in model.parameters() if len(p.global_shape) >= 2]
+    vectors = [p for p in model.parameters() if len(p.global_shape) < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": c.weight_decay}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
+    if config.optimizer == "sgd":
+        return optim.SGD(groups, lr=c.lr, momentum=c.momentum)
+    return (optim.AdamW if config.optimizer == "adamw" else optim.Adam)(groups, lr=c.lr)
+
+
+class Job:
+    """One rank's part of a training run.
+
+    Args:
+        config: resolved settings.
+        comm: the ranks that train together; one rank makes the serial job.
+        data: the data set, so that it is read once; None loads it.
+
+    Raises:
+        UsageError: a layout that does not fit the ranks.
+    """
+
+    def __init__(self, config: TrainConfig, comm: Communicator, data: Data | None = None):
+        if config.dp is not None and config.dp != comm.size:
+            raise UsageError(f"--dp {config.dp} on {comm.size} ranks: it must be {comm.size}, as data is the only axis")
+        self.config, self.comm = config, comm
+        c: Any = config
+        self.data = load_data(config) if data is None else data
+        self.model = build_model(config, self.data.info).materialize(config.seed, config.dtype, config.device)
+        self.local = LocalSGD(self.model, comm, c.average_every or 1, c.bucket_mb) if c.aggregation == "local" else None
+        self.parallel = None if self.local else DataParallel(
+            self.model, comm, bucket_mb=c.bucket_mb, overlap=c.overlap, aggregation=c.aggregation
+        )  # fmt: skip
+        self.optimizer = build_optimizer(config, self.model)
+        self.loader = self._loader(self.data.train, c.batch, shuffle=True)
+        self.steps_done = 0
+
+    def _loader(self, dataset: Any, batch: int, shuffle: bool) -> Loader:
+        return Loader(
+            dataset, batch, rank=self.comm.rank, ranks=self.comm.size, seed=self.config.seed, shuffle=shuffle,
+            dtype=float_dtype(self.config.dtype),
+        )  # fmt: skip
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """Return the sum of the losses of this rank's valid targets."""
+        inputs = to_device(batch.inputs, self.config.device)
+        x = inputs if self.config.model == "gpt" else Tensor(inputs)  # token ids carry no gradient
+        return self.model.loss(self.model(x), to_device(batch.targets, self.config.device))
+
+    def forward_backward(self, batch: Batch) -> float:
+        """Compute this step's gradients; return the global batch's mean loss, the same on every rank."""
+        # Local SGD's ranks each minimise their own mean, all others the mean over the global batch.
+        count = max(batch.local_count, 1) if self.local else batch.count
+        self.model.zero_grad()
+        total = 0.0
+        pieces = batch.split(self.config.accumulate)
+        for i, piece in enumerate(pieces):
+            last = i == len(pieces) - 1
+            waiting = contextlib.nullcontext() if last or self.parallel is None else self.parallel.no_sync()
+            with waiting, random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset):
+                loss = self.loss_sum(piece)
+                (loss / count).backward()
+            total += loss.item()
+        return float(self.comm.all_reduce(np.array([total]))[0]) / batch.count
+
+    def update(self, batch: Batch) -> float | None:
+        """Clip and take the optimizer's step; return the global gradient norm if this rank knows it."""
+        c: Any = self.config
+        self.optimizer.set_lr(
+            optim.warmup_cosine(self.steps_done, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.lr / 10)
+        )
+        norm = None
+        if self.local is None and any(p.grad is not None for p in self.model.parameters()):
+            norm = optim.clip_grad_norm_(self.model.parameters(), c.clip or math.inf)
+        if self.local:
+            if c.clip and batch.local_count:
+                optim.clip_grad_norm_(self.model.parameters(), c.clip)
+            self.local.step(self.optimizer, batch.local_count)
+        else:
+            assert self.parallel is not None
+            self.parallel.step(self.optimizer)
+        self.steps_done += 1
+        return norm
+
+    def train(self) -> Iterator[StepRecord]:
+        """Yield a record after each step.
+
+        Raises:
+            TrainingFailed: the loss is no longer a finite number; on every rank.
+        """
+        start = before = time.perf_counter()
+        self.model.train()
+        steps = self.config.steps
+        assert steps is not None
+        for batch in self.loader.steps(steps):
+            self.comm.mark(step=self.steps_done + 1, phase="forward/backward")
+            loss = self.forward_backward(batch)
+            if not math.isfinite(loss):
+                raise TrainingFailed(
+                    f"the loss is {loss} at step {self.steps_done + 1}: lower --lr (now {self.config.lr}) or look at the data"
+                )
+            self.comm.mark(phase="update")
+            norm = self.update(batch)
+            now = time.perf_counter()
+            yield StepRecord(self.steps_done, loss, norm, batch.samples / (now - before), now - start)
+            before = now
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the validation loss (nats a target) and accuracy, each rank having run its share."""
+        c: Any = self.config
+        self.comm.mark(phase="evaluation")
+        sums = np.zeros(3)  # loss, hits, targets
+        self.model.eval()
+        with no_grad():
+            for batch in self._loader(self.data.valid, c.batch, shuffle=False):
+                if batch.local_count == 0:
+                    continue
+                inputs = to_device(batch.inputs, c.device)
+                output = self.model(inputs if c.model == "gpt" else Tensor(inputs))
+                targets = to_device(batch.targets, c.device)
+                hits = (output.data.argmax(axis=-1) == targets).sum()
+                sums += [self.model.loss(output, targets).item(), float(hits), batch.local_count]
+        self.model.train()
+        loss, hits, targets = self.comm.all_reduce(sums).tolist()
+        return {"loss": loss / targets, "accuracy": hits / targets}
