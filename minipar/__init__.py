@@ -1,3 +1,23 @@
-"""minipar: a reference engine for learning how large models are trained in parallel."""
+"""minipar: a reference engine for learning how large models are trained in parallel.
+
+There is one model, and it is serial; each kind of parallelism is a wrapper from outside. The floors, each
+importing only from those above it in this list:
+
+    0  backend, kernels, random      where arrays live, fused loops, counter-based random numbers
+    1  tape, tensor, ops, gradcheck  reverse-mode differentiation and its primitives
+    2  nn, recompute, optim, data, models
+    3  comm                          communicators on threads and MPI, textbook collectives
+    4  parallel                      data parallelism
+    5  config, plot, training, verification, runs, doctor
+    6  report, job, options, cli     the `minipar` command
+"""
+
+from minipar import nn, ops, optim
+from minipar.comm import launch, world
+from minipar.random import at
+from minipar.tape import enable_grad, no_grad
+from minipar.tensor import Tensor, tensor
 
 __version__ = "0.1.0"
+
+__all__ = ["Tensor", "at", "enable_grad", "launch", "nn", "no_grad", "ops", "optim", "tensor", "world"]

@@ -74,7 +74,9 @@ def device_module(device: str) -> ModuleType:
     except ImportError:
         if device == "auto":
             return np
-        raise UsageError("device cuda needs CuPy: pip install 'minipar[cuda12]' or 'minipar[cuda13]'") from None
+        raise UsageError(
+            "device cuda needs CuPy: pip install 'minipar[cuda12]' or 'minipar[cuda13]'"
+        ) from None
     if cupy.is_available():
         return cupy  # type: ignore[no-any-return]
     if device == "auto":

@@ -42,7 +42,8 @@ def gradcheck(
     def value(arrays: Sequence[Array], weights: list[Array]) -> float:
         with no_grad():
             out = fn(*(Tensor(a) for a in arrays))
-        return sum(float((o.data * u).sum()) for o, u in zip(out if isinstance(out, tuple) else (out,), weights))
+        outs = out if isinstance(out, tuple) else (out,)
+        return sum(float((o.data * u).sum()) for o, u in zip(outs, weights))
 
     tensors = [Tensor(a.copy(), requires_grad=True) for a in inputs]
     out = fn(*tensors)
@@ -64,5 +65,7 @@ def gradcheck(
             analytic = float((g * v).sum())
             error = abs(numeric - analytic) / max(abs(numeric), 1.0)
             worst = max(worst, error)
-            assert error <= tol, f"input {i}: backward says {analytic:.9g}, differences say {numeric:.9g} ({error:.1e})"
+            assert error <= tol, (
+                f"input {i}: backward says {analytic:.9g}, differences say {numeric:.9g} ({error:.1e})"
+            )
     return worst

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from minipar import kernels
-from minipar.backend import Array, array_module, to_device, to_host
+from minipar.backend import Array, array_module, is_gpu_array, to_device, to_host
 from minipar.errors import UsageError
 from minipar.tensor import Tensor
 
@@ -28,20 +28,29 @@ class Optimizer:
     """
 
     def __init__(self, params: Params, defaults: dict[str, Any]):
-        entries = list(params)
+        entries: list[Any] = list(params)
         groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
         self.param_groups: list[dict[str, Any]] = []
         for group in groups:
             unknown = sorted(set(group) - set(defaults) - {"params"})
             if unknown:
-                raise UsageError(f"{type(self).__name__}: unknown option {unknown[0]!r}; known: {sorted(defaults)}")
+                raise UsageError(
+                    f"{type(self).__name__}: unknown option {unknown[0]!r}; known: {sorted(defaults)}"
+                )
             self.param_groups.append({**defaults, **group, "params": list(group["params"])})
+            self.check(self.param_groups[-1])
         tensors = self.tensors()
         if not tensors:
             raise UsageError(f"{type(self).__name__}: no parameters to optimise")
         if len({id(t) for t in tensors}) != len(tensors):
             raise UsageError(f"{type(self).__name__}: a parameter is listed twice")
         self.state: dict[int, dict[str, Any]] = {i: {} for i in range(len(tensors))}
+
+    def check(self, options: dict[str, Any]) -> None:
+        """Refuse hyperparameters out of range; called for each group."""
+        for name in ("lr", "momentum", "eps", "weight_decay"):
+            if options.get(name, 0.0) < 0:
+                raise UsageError(f"{type(self).__name__}: {name} = {options[name]} must not be negative")
 
     def tensors(self) -> list[Tensor]:
         """Return all parameters in group order; their positions are the keys of `state`."""
@@ -72,8 +81,11 @@ class Optimizer:
             t.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state arrays (host copies) and counters by parameter position, and each group's options."""
-        state = {i: {k: to_host(v).copy() if hasattr(v, "dtype") else v for k, v in s.items()} for i, s in self.state.items()}
+        """Return state arrays (host copies) and counters by parameter position, and each group's options."""
+        state = {
+            i: {k: to_host(v).copy() if hasattr(v, "dtype") else v for k, v in entry.items()}
+            for i, entry in self.state.items()
+        }
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         return {"state": state, "groups": options}
 
@@ -81,7 +93,8 @@ class Optimizer:
         """Restore what `state_dict` returned.
 
         Raises:
-            UsageError: another number of parameters or groups, or a state array of another shape.
+            UsageError: another number of parameters or groups, other options (so another optimizer), or a
+                state array of another shape. Nothing is changed then.
         """
         tensors = self.tensors()
         if len(saved["state"]) != len(tensors) or len(saved["groups"]) != len(self.param_groups):
@@ -89,13 +102,23 @@ class Optimizer:
                 f"optimizer state is for {len(saved['state'])} parameters in {len(saved['groups'])} groups,"
                 f" this optimizer has {len(tensors)} in {len(self.param_groups)}"
             )
+        for group, options in zip(self.param_groups, saved["groups"]):
+            if set(options) != set(group) - {"params"}:
+                raise UsageError(
+                    f"optimizer state has options {sorted(options)}, {type(self).__name__} has"
+                    f" {sorted(set(group) - {'params'})}"
+                )
         fresh: dict[int, dict[str, Any]] = {}
         for (i, entry), t in zip(sorted(saved["state"].items()), tensors):
-            device = "cpu" if array_module(t.data).__name__ == "numpy" else "cuda"
+            device = "cuda" if is_gpu_array(t.data) else "cpu"
             for k, v in entry.items():
                 if hasattr(v, "dtype") and v.shape != t.shape:
-                    raise UsageError(f"optimizer state {k!r} of parameter {i} is {v.shape}, the parameter is {t.shape}")
-            fresh[i] = {k: to_device(v, device).copy() if hasattr(v, "dtype") else v for k, v in entry.items()}
+                    raise UsageError(
+                        f"optimizer state {k!r} of parameter {i} is {v.shape}, the parameter is {t.shape}"
+                    )
+            fresh[i] = {
+                k: to_device(v, device).copy() if hasattr(v, "dtype") else v for k, v in entry.items()
+            }
         self.state = fresh
         for group, options in zip(self.param_groups, saved["groups"]):
             group.update(options)
@@ -113,20 +136,23 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ):
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise UsageError("SGD: Nesterov momentum needs momentum > 0 and dampening 0")
         defaults = dict(
             lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov
         )  # fmt: skip
         super().__init__(params, defaults)
+
+    def check(self, options: dict[str, Any]) -> None:
+        super().check(options)
+        if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
+            raise UsageError("SGD: Nesterov momentum needs momentum > 0 and dampening 0")
 
     def update(self, t: Tensor, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         first = group["momentum"] != 0 and "momentum_buffer" not in state
         if first:
             state["momentum_buffer"] = array_module(t.data).zeros_like(t.data)
         kernels.of(t.data).sgd_step_(
-            t.data, g, state.get("momentum_buffer"),
-            group["lr"], group["momentum"], group["dampening"], group["nesterov"], group["weight_decay"], first,
+            t.data, g, state.get("momentum_buffer"), group["lr"], group["momentum"], group["dampening"],
+            group["nesterov"], group["weight_decay"], first,
         )  # fmt: skip
 
 
@@ -143,9 +169,12 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ):
-        if not all(0 <= b < 1 for b in betas):
-            raise UsageError(f"{type(self).__name__}: betas {betas} must lie in [0, 1)")
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
+
+    def check(self, options: dict[str, Any]) -> None:
+        super().check(options)
+        if not all(0 <= b < 1 for b in options["betas"]):
+            raise UsageError(f"{type(self).__name__}: betas {options['betas']} must lie in [0, 1)")
 
     def update(self, t: Tensor, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         if not state:
@@ -181,9 +210,8 @@ def squared_norm(gradients: Iterable[Array | None]) -> float:
     for g in gradients:
         if g is not None:
             flat = g.reshape(-1)
-            total += float(array_module(flat).dot(flat, flat)) if flat.dtype != "float16" else float(
-                array_module(flat).dot(flat.astype("float32"), flat.astype("float32"))
-            )
+            flat = flat.astype("float32") if flat.dtype == "float16" else flat  # whose squares overflow
+            total += float(array_module(flat).dot(flat, flat))
     return total
 
 
@@ -208,7 +236,7 @@ def clip_grad_norm_(params: Iterable[Tensor], max_norm: float, norm: float | Non
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Return the learning rate of `step` (from 0): linear up over `warmup` steps, then half a cosine to `floor`.
+    """Return the learning rate of `step` (from 0): up over `warmup` steps, then half a cosine to `floor`.
 
     Loshchilov and Hutter 2017, equation 5, one cycle. A pure function, so resuming needs no state.
     """

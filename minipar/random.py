@@ -77,7 +77,8 @@ class Moment:
     first_sample: int = 0
 
 
-_moment: ContextVar[Moment] = ContextVar("moment", default=Moment())
+_START = Moment()
+_moment: ContextVar[Moment] = ContextVar("moment", default=_START)
 
 
 def moment() -> Moment:
@@ -86,7 +87,9 @@ def moment() -> Moment:
 
 
 @contextlib.contextmanager
-def at(*, seed: int | None = None, step: int | None = None, first_sample: int | None = None) -> Iterator[Moment]:
+def at(
+    *, seed: int | None = None, step: int | None = None, first_sample: int | None = None
+) -> Iterator[Moment]:
     """Set seed, step or first sample for the code inside; what is not named stays as it was."""
     named = {"seed": seed, "step": step, "first_sample": first_sample}
     token = _moment.set(replace(_moment.get(), **{k: v for k, v in named.items() if v is not None}))

@@ -12,7 +12,7 @@ from typing import Any
 
 from minipar.backend import Array
 from minipar.nn import Module
-from minipar.tape import enable_grad, next_order, no_grad, running_backward
+from minipar.tape import enable_grad, next_order, no_grad, replaying, running_backward
 from minipar.tensor import Handle, Tensor, record
 
 
@@ -29,8 +29,10 @@ def recompute(module: Module, *inputs: Any) -> Tensor:
         value = module(*inputs)
 
     def replay() -> tuple[Tensor, list[Any]]:
-        with enable_grad():
-            again = [x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs]
+        with enable_grad(), replaying():
+            again = [
+                x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x for x in inputs
+            ]
             return module(*again), again
 
     def vjp(g: Array) -> Any:
@@ -39,7 +41,9 @@ def recompute(module: Module, *inputs: Any) -> Tensor:
         floor = next_order()
         output, again = context.copy().run(replay)
         run = running_backward()
-        run.push(output.edge(), g)
+        edge = output.edge()
+        assert edge is not None  # this node is on the tape because an input or a parameter wants a gradient
+        run.push(edge, g)
         run.run(down_to=floor)
         # Parameters are older than `floor`: their gradients went into the run that is under way.
         return tuple(x.grad if isinstance(x, Tensor) else None for x in again) + (None,) * len(handles)

@@ -27,6 +27,7 @@ Edge = tuple["Node", int]
 _order = itertools.count()
 _recording: ContextVar[bool] = ContextVar("recording", default=True)
 _running: ContextVar[Backward | None] = ContextVar("running", default=None)
+_replaying: ContextVar[bool] = ContextVar("replaying", default=False)
 
 
 class Node:
@@ -38,22 +39,43 @@ class Node:
         vjp: the vector-Jacobian product; None once used, so that saved activations are freed.
         edges: one (node, output index) per input, None where no gradient is wanted.
         dtypes: the dtype of each output; gradients are brought to it.
+        fresh: whether every array that the vjp returns is memory that nobody else holds.
         grads: the gradient received so far for each output.
-        owned: whether the tape allocated that gradient itself and may add to it in place.
+        owned: whether the tape may add to that gradient in place.
+        pending: whether the node waits on the heap of a backward run.
     """
 
-    __slots__ = ("__weakref__", "dtypes", "edges", "grads", "name", "order", "owned", "vjp")
+    __slots__ = (
+        "__weakref__", "dtypes", "edges", "fresh", "grads", "name", "order", "owned", "pending", "vjp",
+    )  # fmt: skip
 
     def __init__(
-        self, name: str, vjp: Vjp | None, edges: tuple[Edge | None, ...], dtypes: tuple[Any, ...]
+        self,
+        name: str,
+        vjp: Vjp | None,
+        edges: tuple[Edge | None, ...],
+        dtypes: tuple[Any, ...],
+        fresh: bool = False,
     ):
         self.order = next(_order)
         self.name = name
-        self.vjp = vjp
+        self.vjp: Any = vjp
         self.edges = edges
         self.dtypes = dtypes
-        self.grads: list[Array | None] = [None] * len(dtypes)
-        self.owned = [False] * len(dtypes)
+        self.fresh = fresh
+        self.pending = False
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gradients received."""
+        self.grads: list[Array | None] = [None] * len(self.dtypes)
+        self.owned = [False] * len(self.dtypes)
+
+    def check(self) -> None:
+        """Raise if this node cannot take a gradient; called before its first one when it has no vjp."""
+        raise RuntimeError(
+            f"backward: the graph of {self.name!r} was already used and freed; run forward again"
+        )
 
     def receive(self, index: int, g: Array, owned: bool) -> None:
         """Add `g` to the gradient of output `index`; `owned` says that nobody else can see `g`."""
@@ -77,29 +99,42 @@ class Leaf(Node):
     """Where a gradient ends: in the `.grad` of a tensor that no operation made.
 
     A leaf is created at the tensor's first use in a graph, hence is older than every use, hence is reached
-    after all of them: its hooks fire once, with the whole gradient, and as early as that is possible.
+    after all of them: its hooks fire once, with the whole gradient, and as early as that is possible. All
+    graphs that are alive at once share it, which is how a weight's deferred gradients from several
+    microbatches become one.
     """
 
-    __slots__ = ("deferred", "tensor")
+    __slots__ = ("deferred", "tensor", "version")
 
     def __init__(self, tensor: Tensor):
         super().__init__("leaf", None, (), (tensor.dtype,))
         self.tensor = tensor
+        self.version = tensor.version
         self.deferred = 0  # weight gradients still to be computed by `run_deferred`
+
+    def check(self) -> None:
+        """Raise if the tensor's values changed since forward: its gradient would be one of neither."""
+        if self.tensor.version != self.version:
+            raise RuntimeError(
+                f"backward: a leaf of shape {self.tensor.shape} was changed in place between forward and"
+                f" backward (version {self.version}, now {self.tensor.version}):"
+                " call backward before the optimizer's step"
+            )
 
     def finish(self) -> None:
         """Move the gradient into the tensor's `.grad` and call its hooks."""
         tensor, g = self.tensor, self.grads[0]
         array_type = type(tensor.data)  # a 0-d result may have become a NumPy scalar on the way
-        tensor._leaf = None
         if g is not None:
             if tensor.grad is not None:
                 tensor.grad += g
             elif tensor.grad_buffer is not None:
                 tensor.grad_buffer[...] = g
                 tensor.grad = tensor.grad_buffer
+            elif self.owned[0] and isinstance(g, array_type):
+                tensor.grad = g
             else:
-                tensor.grad = g if self.owned[0] and isinstance(g, array_type) else array_module(g).array(g)
+                tensor.grad = array_module(g).array(g)
             self.grads[0] = None
         for hook in tuple(tensor.hooks):
             hook(tensor)
@@ -121,25 +156,31 @@ class Backward:
         self.deferred = deferred
         self.at_end: list[Callable[[], None]] = []
 
-    def start(self, edge: Edge | None, g: Array) -> None:
+    def start(self, edge: Edge, g: Array) -> None:
         """Run from the node that `edge` names down to the leaves, then call what is in `at_end`."""
+        self.push(edge, g)
+        self.carry_out(self.run)
+
+    def carry_out(self, work: Callable[[], None]) -> None:
+        """Do `work` as the backward run that hooks see, then call what they left in `at_end`."""
         token = _running.set(self)
         try:
-            self.push(edge, g)
-            self.run()
+            work()
             while self.at_end:
                 self.at_end.pop(0)()
         finally:
             _running.reset(token)
             for _, node in self.heap:  # only after an exception: leave no half-filled gradients behind
-                node.grads = [None] * len(node.grads)
+                node.pending = False
+                node.clear()
 
-    def push(self, edge: Edge | None, g: Array, owned: bool = False) -> None:
+    def push(self, edge: Edge, g: Array, owned: bool = False) -> None:
         """Hand gradient `g` to a node and put it on the heap if this is its first."""
-        if edge is None:
-            return
         node, index = edge
-        if all(x is None for x in node.grads):
+        if not node.pending:
+            if node.vjp is None:
+                node.check()
+            node.pending = True
             heapq.heappush(self.heap, (-node.order, node))
         node.receive(index, g, owned)
 
@@ -148,15 +189,13 @@ class Backward:
         heap, deferred = self.heap, self.deferred
         while heap and -heap[0][0] > down_to:
             node = heapq.heappop(heap)[1]
+            node.pending = False
             if type(node) is Leaf:
                 if not node.deferred:
                     node.finish()
                 continue
-            vjp, grads = node.vjp, node.grads
-            if vjp is None:
-                raise RuntimeError(f"backward: the graph of {node.name!r} was already used and freed; run forward again")
-            edges = node.edges
-            node.vjp, node.edges, node.grads = None, (), [None] * len(grads)
+            vjp, edges, grads, fresh = node.vjp, node.edges, node.grads, node.fresh
+            node.vjp, node.edges, node.grads = None, (), []
             result = vjp(grads[0] if len(grads) == 1 else grads)
             del vjp, grads  # what the closure saved is freed before the next node runs
             if type(result) is not tuple:
@@ -165,12 +204,13 @@ class Backward:
                 if edge is None or g is None:
                     continue
                 if not callable(g):
-                    self.push(edge, g)
-                elif deferred is not None and type(edge[0]) is Leaf:
+                    self.push(edge, g, fresh)
+                elif deferred is not None and type(edge[0]) is Leaf and edge[0].tensor.is_weight:
                     edge[0].deferred += 1
                     deferred.append((edge[0], g))
                 else:
                     self.push(edge, g(), owned=True)
+            result = g = None  # nor are gradients kept alive past their use
 
 
 def run_deferred(deferred: Deferred) -> None:
@@ -178,12 +218,17 @@ def run_deferred(deferred: Deferred) -> None:
 
     A leaf is finished, and its hooks fire, after the last of its own.
     """
-    while deferred:
-        leaf, thunk = deferred.pop(0)
-        leaf.receive(0, thunk(), owned=True)
-        leaf.deferred -= 1
-        if not leaf.deferred:
-            leaf.finish()
+
+    def work() -> None:
+        while deferred:
+            leaf, thunk = deferred.pop(0)
+            leaf.check()
+            leaf.receive(0, thunk(), owned=True)
+            leaf.deferred -= 1
+            if not leaf.deferred:
+                leaf.finish()
+
+    Backward().carry_out(work)
 
 
 def running_backward() -> Backward:
@@ -200,25 +245,34 @@ def next_order() -> int:
 
 
 @contextlib.contextmanager
-def grad_mode(enabled: bool) -> Iterator[None]:
-    """Record operations inside, or not."""
-    token = _recording.set(enabled)
+def _set(variable: ContextVar[bool], value: bool) -> Iterator[None]:
+    token = variable.set(value)
     try:
         yield
     finally:
-        _recording.reset(token)
+        variable.reset(token)
 
 
 def no_grad() -> contextlib.AbstractContextManager[None]:
     """Inside, nothing is recorded: evaluation, optimizer steps."""
-    return grad_mode(False)
+    return _set(_recording, False)
 
 
 def enable_grad() -> contextlib.AbstractContextManager[None]:
     """Inside, operations are recorded again, also within `no_grad`."""
-    return grad_mode(True)
+    return _set(_recording, True)
 
 
 def is_grad_enabled() -> bool:
     """Whether operations are being recorded on this rank and thread."""
     return _recording.get()
+
+
+def replaying() -> contextlib.AbstractContextManager[None]:
+    """Inside, forward is a replay of one that already happened (see `recompute`)."""
+    return _set(_replaying, True)
+
+
+def is_replaying() -> bool:
+    """Whether this forward is a replay, so that what counts forwards (running statistics) must not count."""
+    return _replaying.get()

@@ -34,10 +34,11 @@ class Tensor:
     """
 
     __slots__ = (
-        "__weakref__", "_index", "_leaf", "_node", "data", "grad", "grad_buffer", "hooks", "requires_grad", "version",
+        "__weakref__", "_leaf", "_maker", "data", "grad", "grad_buffer", "hooks", "requires_grad", "version",
     )  # fmt: skip
     __array_priority__ = 1000  # array * tensor calls Tensor.__rmul__
     __array_ufunc__ = None
+    is_weight = False  # whether its gradient may be put off (see `run_deferred`): parameters say True
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         if isinstance(data, Tensor):
@@ -59,8 +60,7 @@ class Tensor:
         self.grad_buffer: Array | None = None
         self.version = 0
         self.hooks: tuple[Hook, ...] | list[Hook] = ()
-        self._node: Node | None = None
-        self._index = 0
+        self._maker: Edge | None = None  # (node, output index) of the operation that made it
         self._leaf: weakref.ref[Leaf] | None = None
 
     @property
@@ -82,14 +82,20 @@ class Tensor:
     @property
     def is_leaf(self) -> bool:
         """True if no recorded operation made this tensor, so its gradient is kept in `.grad`."""
-        return self._node is None
+        return self._maker is None
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __repr__(self) -> str:
-        grad = ", requires_grad=True" if self.requires_grad else ""
-        return f"Tensor({np.array2string(to_host(self.data), precision=4, prefix='Tensor(')}, {self.dtype}{grad})"
+        values = np.array2string(to_host(self.data), precision=4, prefix="Tensor(")
+        return f"Tensor({values}, {self.dtype}{', requires_grad=True' if self.requires_grad else ''})"
+
+    def __bool__(self) -> bool:
+        return bool(self.data)  # without this, Python would ask for the length
+
+    def __float__(self) -> float:
+        return float(self.data)
 
     def item(self) -> float:
         """Return the value of a one-element tensor as a Python number."""
@@ -113,7 +119,9 @@ class Tensor:
         return self
 
     def assign_(self, values: Any) -> Tensor:
-        """Overwrite the values in place, outside the tape; backward of earlier uses then raises."""
+        """Overwrite a leaf's values in place, outside the tape; backward of earlier uses then raises."""
+        if self._maker is not None:
+            raise RuntimeError("assign_ is for leaves (parameters, data); an operation made this tensor")
         self.data[...] = values.data if isinstance(values, Tensor) else values
         self.version += 1
         return self
@@ -128,7 +136,7 @@ class Tensor:
         Returns:
             A function that removes the hook again.
         """
-        if self._node is not None:
+        if self._maker is not None:
             raise RuntimeError("hooks belong to leaves (parameters); this tensor was made by an operation")
         self.hooks = [*self.hooks, hook]
 
@@ -141,10 +149,12 @@ class Tensor:
         """Return where a gradient for this tensor goes: its maker, or its leaf; None if none is wanted."""
         if not self.requires_grad:
             return None
-        if self._node is not None:
-            return self._node, self._index
+        if self._maker is not None:
+            return self._maker
         leaf = self._leaf() if self._leaf is not None else None
-        if leaf is None:
+        # A leaf that an older graph still holds is shared, unless the values have changed since (or this
+        # tensor is a deep copy that still points at the original's leaf).
+        if leaf is None or leaf.version != self.version or leaf.tensor is not self:
             leaf = Leaf(self)
             self._leaf = weakref.ref(leaf)
         return leaf, 0
@@ -159,22 +169,44 @@ class Tensor:
         Raises:
             RuntimeError: nothing to differentiate, a missing or misshapen gradient, or a graph used twice.
         """
-        if not self.requires_grad:
+        edge, xp = self.edge(), array_module(self.data)
+        if edge is None:
             raise RuntimeError("backward: this tensor depends on nothing that requires a gradient")
         g = gradient.data if isinstance(gradient, Tensor) else gradient
         if g is None:
             if self.size != 1:
-                raise RuntimeError(f"backward of shape {self.shape} needs a gradient; only a scalar's is 1 by itself")
-            g = array_module(self.data).ones_like(self.data)
+                raise RuntimeError(
+                    f"backward: a tensor of shape {self.shape} needs a gradient;"
+                    " only a scalar's is 1 by itself"
+                )
+            g = xp.ones_like(self.data)
+        g = xp.asarray(g)
         if g.shape != self.shape:
             raise RuntimeError(f"backward: gradient of shape {g.shape} for a tensor of shape {self.shape}")
-        Backward(deferred).start(self.edge(), g)
+        Backward(deferred).start(edge, g)
 
     if TYPE_CHECKING:  # operators and methods are installed by minipar.ops.methods
-        T: Tensor
-        __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = lambda a, b: a
-        __pow__ = __matmul__ = __getitem__ = lambda a, b: a
-        __neg__ = lambda a: a
+        __add__: Any
+        __radd__: Any
+        __sub__: Any
+        __rsub__: Any
+        __mul__: Any
+        __rmul__: Any
+        __truediv__: Any
+        __rtruediv__: Any
+        __pow__: Any
+        __rpow__: Any
+        __neg__: Any
+        __matmul__: Any
+        __rmatmul__: Any
+        __getitem__: Any
+        __lt__: Any
+        __le__: Any
+        __gt__: Any
+        __ge__: Any
+        reshape: Any
+        permute: Any
+        T: Any
 
         def __getattr__(self, name: str) -> Any: ...
 
@@ -196,13 +228,16 @@ class Handle:
     def data(self) -> Array:
         if self.tensor.version != self.version:
             raise RuntimeError(
-                f"a parameter of shape {self.tensor.shape} was changed in place between forward and backward "
-                f"(version {self.version}, now {self.tensor.version}): call backward before the optimizer's step"
+                f"backward: a parameter of shape {self.tensor.shape} was changed in place between forward and"
+                f" backward (version {self.version}, now {self.tensor.version}):"
+                " call backward before the optimizer's step"
             )
         return self.tensor.data
 
 
-def primitive(fn: Callable[..., Any] | None = None, *, handles: tuple[str, ...] = ()) -> Any:
+def primitive(
+    fn: Callable[..., Any] | None = None, *, handles: tuple[str, ...] = (), fresh: bool = False
+) -> Any:
     """Turn `fn(arrays) -> (value, vjp)` into an operation on tensors that the tape records.
 
     `fn` gets plain arrays. Its vjp takes the gradient of the value and returns one gradient for each
@@ -211,43 +246,85 @@ def primitive(fn: Callable[..., Any] | None = None, *, handles: tuple[str, ...] 
     and a weight's thunk may be put off (`run_deferred`). A value that is a tuple makes several outputs; the
     vjp then gets a list with one gradient each, None for outputs that were not used.
 
+    What the vjp captures lives until backward, so it captures what it needs and no more: a shape rather
+    than an array where the shape is enough.
+
     Args:
         handles: names of arguments that arrive as a `Handle` instead of as an array.
+        fresh: every array that the vjp returns is memory that nobody else holds (not its own argument, a
+            saved value or a view of one), so that the tape may add to it in place.
     """
     if fn is None:
-        return functools.partial(primitive, handles=handles)
+        return functools.partial(primitive, handles=handles, fresh=fresh)
     name = fn.__name__
-    by_handle = tuple(i for i, p in enumerate(inspect.signature(fn).parameters) if p in handles)
+    positional = {
+        p.name: p.default
+        for p in inspect.signature(fn).parameters.values()
+        if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    }
+    by_handle = tuple(i for i, p in enumerate(positional) if p in handles)
 
     @functools.wraps(fn)
     def operation(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            args = _by_position(args, kwargs, positional)
         # A NumPy scalar counts as a Python number: it must not widen float32 to float64.
-        values = [a.data if isinstance(a, Tensor) else a.item() if isinstance(a, np.generic) else a for a in args]
+        values = [
+            a.data if isinstance(a, Tensor) else a.item() if isinstance(a, np.generic) else a for a in args
+        ]
         for i in by_handle:
-            if i < len(args) and args[i] is not None:
-                values[i] = Handle(args[i])
-        value, vjp = fn(*values, **kwargs)
-        return record(name, value, vjp, args)
+            if i < len(args):
+                values[i] = Handle(args[i] if isinstance(args[i], Tensor) else Tensor(args[i]))
+        try:
+            value, vjp = fn(*values, **kwargs)
+        except (ValueError, IndexError, TypeError) as error:
+            raise _naming(error, name, args) from error
+        return record(name, value, vjp, args, fresh)
 
     return operation
 
 
-def record(name: str, value: Any, vjp: Vjp, inputs: tuple[Any, ...]) -> Any:
+def _by_position(
+    args: tuple[Any, ...], kwargs: dict[str, Any], positional: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Return `args` with the arguments in `kwargs` that have a position; they are removed from `kwargs`.
+
+    The tape knows inputs by position, so an argument given by name must not be missed.
+    """
+    names = list(positional)
+    last = max((names.index(k) for k in kwargs if k in positional), default=-1)
+    for name in names[len(args) : last + 1]:
+        value = kwargs.pop(name, positional[name])
+        if value is inspect.Parameter.empty:
+            raise TypeError(f"argument {name!r} is missing")
+        args += (value,)
+    return args
+
+
+def _naming(error: Exception, name: str, args: tuple[Any, ...]) -> Exception:
+    """Return `error` as one line that starts with the operation's name and ends with its inputs' shapes."""
+    name, message = name.lstrip("_"), str(error)
+    if message.startswith(name):
+        return error
+    shapes = ", ".join(f"{a.shape} {a.dtype}" for a in args if hasattr(a, "shape"))
+    return type(error)(f"{name}: {message} (inputs {shapes})")
+
+
+def record(name: str, value: Any, vjp: Vjp, inputs: tuple[Any, ...], fresh: bool = False) -> Any:
     """Wrap `value` (an array, or a tuple of them) in tensors and put one node on the tape if it is needed."""
     node = None
-    for a in inputs:
-        if isinstance(a, Tensor) and a.requires_grad:
-            if is_grad_enabled():
-                edges = tuple([a.edge() if isinstance(a, Tensor) else None for a in inputs])
-                dtypes = tuple([v.dtype for v in value]) if isinstance(value, tuple) else (value.dtype,)
-                node = Node(name, vjp, edges, dtypes)
-            break
-    if isinstance(value, tuple):
-        return tuple(_made(v, node, i) for i, v in enumerate(value))
+    several = isinstance(value, tuple)
+    if is_grad_enabled():
+        edges = tuple([a.edge() if isinstance(a, Tensor) and a.requires_grad else None for a in inputs])
+        if any(edges):
+            dtypes = tuple([v.dtype for v in value]) if several else (value.dtype,)
+            node = Node(name, vjp, edges, dtypes, fresh)
+    if several:
+        return tuple([_made(v, node, i) for i, v in enumerate(value)])
     return _made(value, node, 0)
 
 
-def _made(data: Array, node: Node | None, index: int) -> Tensor:
+def _made(data: Any, node: Node | None, index: int) -> Tensor:
     """Return a tensor for an operation's output, without the checks of `Tensor.__init__`."""
     if isinstance(data, np.generic):  # NumPy turns 0-d results into scalars
         data = np.asarray(data)
@@ -258,8 +335,7 @@ def _made(data: Array, node: Node | None, index: int) -> Tensor:
     out.grad_buffer = None
     out.version = 0
     out.hooks = ()
-    out._node = node
-    out._index = index
+    out._maker = None if node is None else (node, index)
     out._leaf = None
     return out
 

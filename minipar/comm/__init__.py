@@ -1,13 +1,14 @@
 """Floor 3: communicators on raw arrays. Nothing here knows a Tensor.
 
-Order of imports within the floor: ledger, clock, guard, interface, threads, watchdog, mpi, launch, launcher;
-collectives uses only the interface. Start with `interface.py` (what every communicator can do), then
-`collectives.py` (how an all-reduce is made of sends and receives).
+Order of imports within the floor: ledger, clock, guard, member, interface, collectives; fabric, rounds,
+threads; wire, watchdog, hooks, mpi_work, mpi; launch, launcher. Start with `interface.py` (what every
+communicator can do), then `collectives.py` (how an all-reduce is made of sends and receives).
 """
 
 from minipar.comm.clock import Clock
-from minipar.comm.interface import Communicator, Work, balanced
+from minipar.comm.interface import Communicator, Work
 from minipar.comm.launch import launch, world
 from minipar.comm.ledger import Ledger
+from minipar.comm.member import balanced
 
 __all__ = ["Clock", "Communicator", "Ledger", "Work", "balanced", "launch", "world"]

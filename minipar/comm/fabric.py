@@ -128,6 +128,6 @@ class Fabric:
     def _detect_deadlock(self, raising: bool = True) -> None:
         stuck = self.live > 0 and self.blocked >= self.live and self.helping == 0
         if stuck and self.provable and self.failure is None:
-            self._hang("deadlock, no rank can go on" if self.size > 1 else "deadlock, nothing can end this wait")
+            self._hang("deadlock, no rank can go on")
             if raising:
                 self.raise_failure()

@@ -93,6 +93,7 @@ class Call:
 
 
 SIGNATURE = ("operation", "sequence number", "dtype", "op", "root", "counts", "shape")
+PLURAL = {"waits": "wait", "has": "have", "is": "are", "does": "do"}
 
 
 def numbered(ranks: Iterable[int]) -> str:
@@ -107,15 +108,22 @@ def numbered(ranks: Iterable[int]) -> str:
     return f"rank {text}" if text.isdigit() else f"ranks {text}"
 
 
-def grouped(texts: dict[int, str], verb: str, verbs: str) -> str:
-    """Return "rank 0 <verb> this; ranks 1-3 <verbs> that", ranks with the same text taken together."""
+def grouped(texts: dict[int, str]) -> str:
+    """Return "rank 0 waits in this; ranks 1-3 wait in that": ranks with the same text are taken together.
+
+    Args:
+        texts: for each rank, the rest of a sentence that begins with its name, from the verb on.
+    """
     ranks_of: dict[str, list[int]] = {}
     for rank in sorted(texts):
         ranks_of.setdefault(texts[rank], []).append(rank)
-    return "; ".join(
-        f"{numbered(ranks)} {verb if len(ranks) == 1 else verbs} {text}".replace("  ", " ")
-        for text, ranks in ranks_of.items()
-    )
+    sentences = []
+    for text, ranks in ranks_of.items():
+        if len(ranks) > 1:
+            verb, rest = text.split(" ", 1)
+            text = f"{PLURAL.get(verb, verb)} {rest.replace('its last was', 'their last was')}"
+        sentences.append(f"{numbered(ranks)} {text}")
+    return "; ".join(sentences)
 
 
 def mismatch(calls: dict[int, tuple[tuple[Any, ...], str]]) -> str | None:
@@ -135,8 +143,8 @@ def mismatch(calls: dict[int, tuple[tuple[Any, ...], str]]) -> str | None:
     ]
     if "operation" in differ:  # what else differs follows from that
         differ = ["operation"]
-    texts = {rank: text for rank, (_, text) in calls.items()}
-    return f"{grouped(texts, 'called', 'called')}: they differ in {' and '.join(differ)}"
+    texts = {rank: f"called {text}" for rank, (_, text) in calls.items()}
+    return f"{grouped(texts)}: they differ in {' and '.join(differ)}"
 
 
 class Journal:
@@ -188,4 +196,4 @@ class Journal:
 
 def report(states: dict[int, str], reason: str) -> str:
     """Return the message of a hang: the reason, then what each rank does (`Journal.state`)."""
-    return f"{reason}: " + "; ".join(f"rank {rank} {states[rank]}" for rank in sorted(states))
+    return f"{reason}: {grouped(states)}"

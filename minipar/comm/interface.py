@@ -23,16 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from minipar.backend import Array, array_module, is_gpu_array
-from minipar.comm.guard import Call, Journal
+from minipar.backend import Array, array_module
+from minipar.comm.guard import Call
+from minipar.comm.member import Member
 from minipar.errors import UsageError
-
-OPS = ("sum", "max", "min", "prod")
-
-
-def balanced(n: int, size: int) -> list[int]:
-    """Split n items over `size` ranks: the first n % size ranks get one more than the others."""
-    return [n // size + (rank < n % size) for rank in range(size)]
 
 
 class Work(ABC):
@@ -47,30 +41,8 @@ class Work(ABC):
         """Return whether `wait` would return at once, and help the operation along if it needs that."""
 
 
-class Communicator(ABC):
-    """A group of ranks, seen by one of them.
-
-    Attributes:
-        rank: this rank's number in the group, 0 to size - 1.
-        size: how many ranks the group has.
-        name: "world", or e.g. "world/dp0" after `split`.
-        members: the group's ranks as numbered in the world, in the order of their rank here.
-        ledger: counts of calls, elements and bytes, shared with the communicators split from this one.
-    """
-
-    def __init__(self, rank: int, members: Sequence[int], name: str, journal: Journal) -> None:
-        self.rank = rank
-        self.size = len(members)
-        self.members = tuple(members)
-        self.name = name
-        self.journal = journal
-        self.ledger = journal.ledger
-        self._rows: dict[str, Any] = {}  # this group's ledger rows by operation
-        self._number = 0  # of collectives so far
-        self._splits = 0
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}: rank {self.rank} of {self.size}>"
+class Communicator(Member, ABC):
+    """A group of ranks, seen by one of them. For its attributes see `Member`."""
 
     # Reductions ---------------------------------------------------------------------------------------
 
@@ -123,19 +95,13 @@ class Communicator(ABC):
     def _reduce_scatter(self, x: Array, counts: Sequence[int] | None, op: str, background: bool) -> Any:
         counts = self._check_counts("reduce_scatter", x, counts)
         if sum(counts) != len(x):
-            raise UsageError(f"reduce_scatter: counts {list(counts)} sum to {sum(counts)}, x has {len(x)} rows")
+            raise UsageError(f"reduce_scatter: counts {list(counts)} are not {len(x)} rows in all")
         call, x = self._reduction("reduce_scatter", x, op, background=background, counts=counts)
         out = array_module(x).empty((counts[self.rank], *x.shape[1:]), x.dtype)
         if background:
             return self._start(call, x, out)
         self._collective(call, x, out)
         return out
-
-    def _reduction(self, operation: str, x: Array, op: str, in_place: bool = False, **rest: Any) -> Any:
-        if op not in OPS:
-            raise UsageError(f"{operation}: op {op!r} is unknown; use one of {', '.join(OPS)}")
-        x = self._checked(operation, x, in_place)
-        return self._call(operation, x, x.shape, x.size, op=op, **rest), x
 
     # Copies -------------------------------------------------------------------------------------------
 
@@ -178,11 +144,9 @@ class Communicator(ABC):
 
     def _all_gather(self, x: Array, counts: Sequence[int] | None, background: bool) -> Any:
         given = counts is not None
-        counts = self._check_counts("all_gather", x, counts if given else [len(x)] * self.size)
+        counts = self._check_counts("all_gather", x, counts, balance=False)
         if counts[self.rank] != len(x):
-            raise UsageError(
-                f"all_gather: counts {list(counts)} give rank {self.rank} {counts[self.rank]} rows, x has {len(x)}"
-            )
+            raise UsageError(f"all_gather: counts {list(counts)}, but rank {self.rank} has {len(x)} rows")
         x = self._checked("all_gather", x)
         out = array_module(x).empty((sum(counts), *x.shape[1:]), x.dtype)
         agree = x.shape[1:] if given else x.shape
@@ -206,7 +170,7 @@ class Communicator(ABC):
         if self.rank == root:
             parts = self._check_parts("scatter", parts)
         elif parts is not None:
-            raise UsageError(f"scatter: only the root (rank {root}) passes parts; rank {self.rank} passes None")
+            raise UsageError(f"scatter: only root {root} passes parts; rank {self.rank} passes None")
         call = self._call("scatter", None, None, 0, root=root)
         out = self._scatter(call, parts)
         self._add("scatter", 0, out.size, out.nbytes)
@@ -279,15 +243,16 @@ class Communicator(ABC):
 
     def broadcast_object(self, obj: Any, root: int = 0) -> Any:
         """Return a copy of `root`'s object (anything that pickles). For settings and names, not for data."""
-        return self._broadcast_object(self._call("broadcast_object", root=self._check_rank("root", root)), obj)
+        call = self._call("broadcast_object", root=self._check_rank("root", root))
+        return self._broadcast_object(call, obj)
 
     def all_gather_object(self, obj: Any) -> list[Any]:
         """Return the list of every rank's object (anything that pickles)."""
         return self._all_gather_object(self._call("all_gather_object"), obj)
 
+    @abstractmethod
     def abort(self, reason: str) -> None:
-        """End all ranks: this one raises CommunicationError, the others RankFailed; under MPI the job ends."""
-        raise NotImplementedError
+        """End all ranks: this one raises CommunicationError, the others RankFailed; an MPI job ends."""
 
     # Place and time -----------------------------------------------------------------------------------
 
@@ -345,100 +310,3 @@ class Communicator(ABC):
 
     @abstractmethod
     def _all_gather_object(self, call: Call, obj: Any) -> list[Any]: ...
-
-    # Arguments ----------------------------------------------------------------------------------------
-
-    def _call(
-        self,
-        operation: str,
-        x: Array | None = None,
-        agree: tuple[int, ...] | None = None,
-        elements: int = 0,
-        *,
-        background: bool = False,
-        op: str | None = None,
-        root: int | None = None,
-        counts: tuple[int, ...] | None = None,
-        peer: int | None = None,
-        tag: int | None = None,
-        nbytes: int | None = None,
-    ) -> Call:
-        """Make the record of a call, enter it in the journal and count it in the ledger."""
-        journal = self.journal
-        call = Call()
-        call.operation = operation
-        call.background = background
-        call.group = self.name
-        if peer is None:
-            self._number += 1
-            call.number = self._number
-        else:
-            call.number = 0
-        if x is None:
-            call.shape = call.dtype = None
-        else:
-            call.shape = x.shape
-            call.dtype = x.dtype
-        call.agree = agree
-        call.op = op
-        call.root = root
-        call.counts = counts
-        call.peer = peer
-        call.tag = tag
-        call.step = journal.step
-        call.phase = journal.phase
-        call.since = time.monotonic()
-        journal.entries.append(call)
-        if x is not None and nbytes is None:
-            nbytes = elements * x.itemsize
-        self._add(operation, 1, elements, nbytes or 0)
-        return call
-
-    def _add(self, operation: str, calls: int, elements: int, nbytes: int) -> None:
-        row = self._rows.get(operation)
-        if row is None:
-            row = self._rows[operation] = self.ledger.row(operation, self.name, self.size)
-        row.calls += calls
-        row.elements += elements
-        row.bytes += nbytes
-
-    @staticmethod
-    def _checked(operation: str, x: Array, in_place: bool = False) -> Array:
-        """Return `x` if it is a C-contiguous array, a contiguous copy if that will do."""
-        if type(x) is not np.ndarray and not is_gpu_array(x) and not isinstance(x, np.ndarray):
-            raise UsageError(f"{operation} needs a NumPy or CuPy array, not {type(x).__name__}")
-        if x.dtype.hasobject or not x.dtype.isnative:
-            raise UsageError(f"{operation}: dtype {x.dtype} cannot be communicated; use a plain native dtype")
-        if x.flags.c_contiguous:
-            return x
-        if in_place:
-            raise UsageError(f"{operation} works in place and needs a C-contiguous array; pass a copy")
-        return x.copy(order="C")
-
-    def _check_rank(self, name: str, rank: int) -> int:
-        if not 0 <= rank < self.size:
-            raise UsageError(f"{name}={rank}: the ranks of {self.name} are 0 to {self.size - 1}")
-        return rank
-
-    @staticmethod
-    def _check_tag(tag: int) -> int:
-        if not 0 <= tag < 2**20:
-            raise UsageError(f"tag={tag}: use 0 to {2**20 - 1}")
-        return tag
-
-    def _check_counts(self, operation: str, x: Array, counts: Sequence[int] | None) -> tuple[int, ...]:
-        if np.ndim(x) == 0:
-            raise UsageError(f"{operation} works along axis 0 and needs an array of at least one axis")
-        counts = tuple(balanced(len(x), self.size) if counts is None else map(int, counts))
-        if len(counts) != self.size or min(counts) < 0:
-            raise UsageError(f"{operation}: counts {list(counts)} must be {self.size} lengths of zero or more")
-        return counts
-
-    def _check_parts(self, operation: str, parts: Sequence[Array] | None) -> list[Array]:
-        if parts is None or len(parts) != self.size:
-            have = "None" if parts is None else f"{len(parts)} parts"
-            raise UsageError(f"{operation} needs one part for each of the {self.size} ranks, not {have}")
-        arrays = [self._checked(operation, part) for part in parts]
-        if any(part.dtype != arrays[0].dtype for part in arrays):
-            raise UsageError(f"{operation}: the parts have dtypes {sorted({str(a.dtype) for a in arrays})}; use one")
-        return arrays

@@ -15,7 +15,8 @@ import threadpoolctl
 from minipar.comm.clock import Clock
 from minipar.comm.fabric import Fabric
 from minipar.comm.interface import Communicator
-from minipar.comm.threads import Group, ThreadCommunicator
+from minipar.comm.rounds import Group
+from minipar.comm.threads import ThreadCommunicator
 from minipar.errors import UsageError
 
 TIMEOUT = 60.0  # seconds
@@ -91,15 +92,58 @@ def _alone() -> Communicator:
 
 
 def world(checks: bool | None = None) -> Communicator:
-    """Return the communicator of where this runs: a launch's thread, an MPI job, or a single rank."""
+    """Return the communicator of where this runs: a launch's thread, an MPI job, or a single rank.
+
+    Args:
+        checks: MPI only, the threads always check: compare what the ranks call before any data moves, and
+            send synchronously. By default as before, at first as MINIPAR_CHECKS says (0 or 1; 1).
+
+    The first call in an MPI job is collective. A wait ends after MINIPAR_TIMEOUT seconds (60) there. A
+    single rank outside any launcher does not import mpi4py.
+
+    Raises:
+        UsageError: the MPI job has another size than the launcher asked for, or a setting is malformed.
+    """
     current = _current.get()
     if current is not None:
         return current
-    if any(name in os.environ for name in ("MINIPAR_WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")):
-        from minipar.comm.mpi import mpi_world
+    launched = ranks_in_environment()
+    if launched is None:
+        return _alone()
+    from minipar.comm.mpi import mpi_world
 
-        return mpi_world(checks)
-    return _alone()
+    return mpi_world(launched, checks, default_checks(), mpi_timeout())
+
+
+def ranks_in_environment() -> tuple[int, str] | None:
+    """Return how many ranks an MPI launcher says it started, and the variable that says so.
+
+    SLURM_NTASKS is not among them: in an allocation it is set for programs that are not ranks, too.
+    """
+    for variable in ("MINIPAR_WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"):
+        if os.environ.get(variable, "").isdigit():
+            return int(os.environ[variable]), variable
+    return None
+
+
+def default_checks() -> bool:
+    """Return what MINIPAR_CHECKS says: 1 (the default) or 0."""
+    text = os.environ.get("MINIPAR_CHECKS", "1")
+    if text not in ("0", "1"):
+        raise UsageError(f"MINIPAR_CHECKS={text!r} must be 0 or 1")
+    return text == "1"
+
+
+def mpi_timeout() -> float:
+    """Return the seconds that MINIPAR_TIMEOUT allows one wait under MPI; 60 by default."""
+    text = os.environ.get("MINIPAR_TIMEOUT", str(TIMEOUT))
+    try:
+        timeout = float(text)
+    except ValueError:
+        timeout = 0.0
+    if not timeout > 0:
+        raise UsageError(f"MINIPAR_TIMEOUT={text!r} must be a number of seconds above zero")
+    return timeout
 
 
 _blas_lock = threading.Lock()

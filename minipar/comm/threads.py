@@ -1,9 +1,8 @@
 """Ranks as threads of one process: the embedded engine of notebooks, tests and graders.
 
 A collective is a meeting. Each rank brings its arrays to the `Round` of that number; the last to arrive
-compares what everyone called; then the work is done in place, in everybody's arrays at once: rank r reduces
-slice r of all inputs and writes it into all outputs, NumPy releases the interpreter lock meanwhile, and
-nobody leaves before all have finished reading. A message is a meeting of two: the later one copies.
+compares what everyone called; then each does its share (`rounds.py`), and nobody leaves before all have
+finished reading. A message is a meeting of two: the later one copies.
 
 Checks are always on, sends are synchronous, and reductions add in the order of ranks.
 """
@@ -11,105 +10,20 @@ Checks are always on, sends are synchronous, and reductions add in the order of 
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
-from minipar.backend import Array, array_module, synchronize
+from minipar.backend import Array, synchronize
 from minipar.comm.fabric import Fabric, Gate
 from minipar.comm.guard import Call, mismatch
 from minipar.comm.interface import Communicator, Work
+from minipar.comm.rounds import Group, Message, Round, share
 from minipar.errors import CommunicationError, MismatchError
 
-UFUNCS = {"sum": "add", "max": "maximum", "min": "minimum", "prod": "multiply"}
-BLOCK = 32768  # elements reduced at a time: input and output blocks stay in the cache
-SMALL = 65536  # bytes over all ranks up to which the last to arrive does everybody's work
-
-
-class Round:
-    """One collective of a group: what each rank brought, and how far it is."""
-
-    def __init__(self, size: int) -> None:
-        self.calls: list[Any] = [None] * size
-        self.given: list[Any] = [None] * size  # inputs by rank
-        self.outs: list[Any] = [None] * size  # outputs by rank
-        self.missing = size  # ranks that have not arrived
-        self.working = size  # ranks whose share of the work is not done
-        self.ready = Gate()  # all have arrived and agree
-        self.end = Gate()  # all have done their share
-        self.small = False
-        self.error: Exception | None = None
-        self.nbytes = 0
-        self.start = 0.0  # virtual times
-        self.finish = 0.0
-
-
-class Message:
-    """One side of a message: the array that is sent, or where it goes; the gate opens once it is copied."""
-
-    def __init__(self, call: Call, array: Array | None, time: float) -> None:
-        self.call = call
-        self.array = array
-        self.gate = Gate()
-        self.time = time  # virtual time: of the start of a send, then of the arrival
-        self.error: str | None = None
-
-
-class Group:
-    """What the ranks of one communicator share."""
-
-    def __init__(self, members: Sequence[int]) -> None:
-        self.members = tuple(members)
-        self.rounds: dict[int, Round] = {}  # collectives that not all ranks have reached
-        self.mail: dict[tuple[int, int, int], tuple[deque[Message], deque[Message]]] = {}
-        self.busy_until = 0.0  # virtual time at which the last collective ends
-        self.helper: ThreadPoolExecutor | None = None  # runs the `_async` forms
-
-
-def reduce_blocks(sources: Sequence[Array], targets: Sequence[Array], op: str) -> None:
-    """Reduce equally long 1-D arrays in their order, and write the result into every target.
-
-    A target may be one of the sources: a block is read from all before it is written to any.
-    """
-    xp = array_module(sources[0])
-    ufunc = getattr(xp, UFUNCS[op])
-    n = sources[0].size
-    block = n if xp is not np else BLOCK
-    scratch = xp.empty(min(n, block), sources[0].dtype)
-    for start in range(0, n, max(block, 1)):
-        piece = slice(start, start + block)
-        total = scratch[: min(block, n - start)]
-        if len(sources) == 1:
-            xp.copyto(total, sources[0][piece])
-        else:
-            ufunc(sources[0][piece], sources[1][piece], out=total)
-        for source in sources[2:]:
-            ufunc(total, source[piece], out=total)
-        for target in targets:
-            xp.copyto(target[piece], total)
-
-
-def share(call: Call, rank: int, given: Sequence[Array], outs: Sequence[Array | None]) -> None:
-    """Do `rank`'s share of a collective, on the arrays of all ranks."""
-    size, x, out = len(given), given[rank], outs[rank]
-    if call.operation in ("all_reduce", "reduce"):
-        piece = slice(rank * x.size // size, (rank + 1) * x.size // size)
-        targets = [out.reshape(-1)[piece] for out in outs if out is not None]
-        reduce_blocks([x.reshape(-1)[piece] for x in given], targets, call.op or "sum")
-    elif call.operation == "reduce_scatter":
-        assert out is not None and call.counts is not None
-        first = sum(call.counts[:rank])
-        rows = slice(first, first + call.counts[rank])
-        reduce_blocks([x[rows].reshape(-1) for x in given], [out.reshape(-1)], call.op or "sum")
-    elif call.operation == "broadcast":
-        if rank != call.root:
-            out[...] = given[call.root or 0]  # type: ignore[index]
-    else:  # all_gather
-        array_module(x).concatenate(given, out=out)
-    synchronize(x)
+SMALL = 65536  # bytes over all ranks up to which the last to arrive does all shares: one meeting, not two
 
 
 class ThreadCommunicator(Communicator):
@@ -242,13 +156,12 @@ class ThreadCommunicator(Communicator):
         self._exchange(call, None, 0, lambda given: given)
 
     def _broadcast_object(self, call: Call, obj: Any) -> Any:
-        root = call.root or 0
-        given = self._exchange(call, _pickled(obj) if self.rank == root else None, 0, lambda g: [g] * self.size)
-        return _unpickled(given[root])
+        data = pickle.dumps(obj) if self.rank == call.root else None
+        return pickle.loads(self._exchange(call, data, 0, lambda given: [given[call.root or 0]] * self.size))
 
     def _all_gather_object(self, call: Call, obj: Any) -> list[Any]:
-        given = self._exchange(call, _pickled(obj), 0, lambda g: [g] * self.size)
-        return [_unpickled(data) for data in given]
+        given = self._exchange(call, pickle.dumps(obj), 0, lambda given: [given] * self.size)
+        return [pickle.loads(data) for data in given]
 
     def _split(self, call: Call, color: int | None, key: int, prefix: str) -> Communicator | None:
         def combine(given: list[tuple[int | None, int]]) -> list[Any]:
@@ -261,7 +174,10 @@ class ThreadCommunicator(Communicator):
             return results
 
         result = self._exchange(call, (color, key), 0, combine)
-        return None if result is None else ThreadCommunicator(self._fabric, *result, f"{prefix}{color}")
+        if result is None:
+            return None
+        group, rank = result
+        return ThreadCommunicator(self._fabric, group, rank, f"{prefix}{color}")
 
     def abort(self, reason: str) -> None:
         self._fabric.fail(self._world_rank, f"aborted: {reason}")
@@ -369,15 +285,3 @@ class ThreadWork(Work):
         if not self._gate.opened:
             self._fabric.raise_failure()
         return self._gate.opened
-
-
-def _pickled(obj: Any) -> bytes:
-    import pickle
-
-    return pickle.dumps(obj)
-
-
-def _unpickled(data: bytes) -> Any:
-    import pickle
-
-    return pickle.loads(data)

@@ -108,6 +108,7 @@ class Loader:
         return self._hand_out(lambda: None)
 
     def _hand_out(self, limit: Callable[[], int | None]) -> Iterator[Batch]:
+        """The generator behind all three. It starts, and asks for `limit`, at its first `next`."""
         self.close()
         made = islice(self._make(self._epoch, self._index), limit())
         source = Prefetch(made, self.prefetch) if self.prefetch else made

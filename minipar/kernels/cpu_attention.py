@@ -81,8 +81,9 @@ def attention_backward(
     if out is None:
         out = np.empty(q.shape, q.dtype), np.empty(k.shape, k.dtype), np.empty(v.shape, v.dtype)
     if q.dtype.itemsize == 2 or q.ndim > 4:
-        wide = [_with_heads(widen(x)) for x in (g, q, k, v)]
-        for into, grad in zip(out, attention_backward(*wide, _with_heads(probs), scale, None, causal)):
+        up, wide_q, wide_k, wide_v, wide_p = (_with_heads(widen(x)) for x in (g, q, k, v, probs))
+        grads = attention_backward(up, wide_q, wide_k, wide_v, wide_p, scale, None, causal)
+        for into, grad in zip(out, grads):
             into[...] = grad.reshape(into.shape)
         return out
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from minipar.backend import device_module
 from minipar.kernels import plain
+from minipar.kernels.common import Array
 from minipar.kernels.plain import *  # noqa: F403
 
 
-def __getattr__(name: str):
-    """`dropout_mask` is bound on first use, because CuPy is imported only where there is a GPU."""
-    if name == "dropout_mask":
-        return partial(plain.dropout_mask, xp=device_module("cuda"))
-    raise AttributeError(name)
+def dropout_mask(  # type: ignore[no-redef]
+    shape: tuple[int, ...], p: float, key: int, start: int = 0
+) -> Array:
+    """See plain.dropout_mask; the mask lies on the current GPU."""
+    return plain.dropout_mask(shape, p, key, start, xp=device_module("cuda"))

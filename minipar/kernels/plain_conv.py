@@ -11,7 +11,7 @@ from minipar.backend import array_module
 from minipar.kernels.common import Array, Pair, check_conv, check_pool, output_size, widen
 
 
-def _taps(kernel: Pair, stride: Pair, dilation: Pair, size: Pair):
+def taps_of(kernel: Pair, stride: Pair, dilation: Pair, size: Pair):
     """(i, j, rows, columns) for each tap: the slices of the padded image that it reads."""
     for i in range(kernel[0]):
         for j in range(kernel[1]):
@@ -21,7 +21,7 @@ def _taps(kernel: Pair, stride: Pair, dilation: Pair, size: Pair):
             yield i, j, rows, columns
 
 
-def _padded(x: Array, padding: Pair, value: float = 0.0) -> Array:
+def padded(x: Array, padding: Pair, value: float = 0.0) -> Array:
     n, c, h, w = x.shape
     image = array_module(x).full((n, c, h + 2 * padding[0], w + 2 * padding[1]), value, dtype=x.dtype)
     image[:, :, padding[0] : padding[0] + h, padding[1] : padding[1] + w] = x
@@ -32,9 +32,9 @@ def im2col(x: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair) 
     """x (N, C, H, W) to its windows (N, C·kh·kw, OH·OW), in the order of torch's `unfold`."""
     n, c = x.shape[:2]
     size = output_size(x.shape, kernel, stride, padding, dilation)
-    image = _padded(x, padding)
+    image = padded(x, padding)
     cols = array_module(x).empty((n, c, *kernel, *size), dtype=x.dtype)
-    for i, j, rows, columns in _taps(kernel, stride, dilation, size):
+    for i, j, rows, columns in taps_of(kernel, stride, dilation, size):
         cols[:, :, i, j] = image[:, :, rows, columns]
     return cols.reshape(n, c * kernel[0] * kernel[1], size[0] * size[1])
 
@@ -47,7 +47,7 @@ def col2im(
     size = output_size(x_shape, kernel, stride, padding, dilation)
     windows = widen(cols).reshape(n, c, *kernel, *size)
     image = array_module(cols).zeros((n, c, h + 2 * padding[0], w + 2 * padding[1]), dtype=windows.dtype)
-    for i, j, rows, columns in _taps(kernel, stride, dilation, size):
+    for i, j, rows, columns in taps_of(kernel, stride, dilation, size):
         image[:, :, rows, columns] += windows[:, :, i, j]
     image = image[:, :, padding[0] : padding[0] + h, padding[1] : padding[1] + w]
     return image.astype(cols.dtype)
@@ -123,14 +123,14 @@ def conv2d_backward_bias(g: Array) -> Array:
 def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Array, Array]:
     """The largest element of each window: (y (N, C, OH, OW), saved).
 
-    `saved` (N, C, OH, OW) is the number of the tap that won, i·kw + j, the first of equals (a NaN wins over
-    all, as in PyTorch). Padding counts as -inf and is at most half the kernel.
+    `saved` (N, C, OH, OW) is the number of the tap that won, i·kw + j, the first of equals. A NaN makes its
+    window NaN. Padding counts as -inf and is at most half the kernel.
     """
     check_pool(kernel, padding)
     xp = array_module(x)
     size = output_size(x.shape, kernel, stride, padding)
-    image = _padded(x, padding, -xp.inf)
-    taps = [image[:, :, rows, columns] for _, _, rows, columns in _taps(kernel, stride, (1, 1), size)]
+    image = padded(x, padding, -xp.inf)
+    taps = [image[:, :, rows, columns] for _, _, rows, columns in taps_of(kernel, stride, (1, 1), size)]
     windows = xp.stack(taps)  # (kh·kw, N, C, OH, OW)
     return windows.max(0), windows.argmax(0).astype(xp.int16)
 

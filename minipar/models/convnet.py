@@ -58,7 +58,8 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = _norm(config, outputs)
         # Where the shape changes the way around is a strided 1 × 1 convolution.
-        self.project = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False) if (inputs, stride) != (outputs, 1) else None
+        same = (inputs, stride) == (outputs, 1)
+        self.project = None if same else nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = ops.relu(self.norm1(self.conv1(x)))

@@ -12,7 +12,13 @@ from minipar.tape import no_grad
 
 
 def generate(
-    model: GPT, prompt: Array, tokens: int, *, temperature: float = 1.0, top_k: int | None = None, seed: int = 0
+    model: GPT,
+    prompt: Array,
+    tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
 ) -> Array:
     """Return `prompt` (T,) followed by `tokens` sampled ids, int64 (T + tokens,).
 
@@ -32,12 +38,14 @@ def generate(
     model.eval()
     ids = np.asarray(prompt, dtype=np.int64)
     xp = array_module(model.wte.weight.data)
-    with no_grad():
-        for i in range(tokens):
-            window = ids[-model.config.seq_len :]
-            logits = to_host(model(xp.asarray(window[None]))[0, -1].data).astype(np.float64)  # (V,)
-            ids = np.append(ids, _pick(logits, temperature, top_k, seed, i))
-    model.train(was_training)
+    try:
+        with no_grad():
+            for i in range(tokens):
+                window = ids[-model.config.seq_len :]
+                logits = to_host(model(xp.asarray(window[None]))[0, -1].data).astype(np.float64)  # (V,)
+                ids = np.append(ids, _pick(logits, temperature, top_k, seed, i))
+    finally:
+        model.train(was_training)
     return ids
 
 

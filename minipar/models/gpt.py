@@ -32,13 +32,17 @@ class GPTConfig:
     tied: bool = True
 
     def __post_init__(self) -> None:
+        if min(self.vocab, self.seq_len, self.width, self.layers, self.heads) < 1:
+            raise UsageError(f"GPT: every size must be at least 1, got {self}")
         if self.width % self.heads:
             divisors = [n for n in range(1, self.width + 1) if self.width % n == 0 and n <= 2 * self.heads]
-            raise UsageError(f"GPT: {self.heads} heads do not divide width {self.width}; these would: {divisors}")
+            raise UsageError(
+                f"GPT: {self.heads} heads do not divide width {self.width}; these would: {divisors}"
+            )
 
 
-def _linear(inputs: int, outputs: int, std: float = 0.02) -> nn.Linear:
-    return nn.Linear(inputs, outputs, weight_init=Normal(std), bias_init=Constant(0.0))
+def _linear(inputs: int, outputs: int, std: float = 0.02, bias: bool = True) -> nn.Linear:
+    return nn.Linear(inputs, outputs, bias, weight_init=Normal(std), bias_init=Constant(0.0))
 
 
 class Attention(nn.Module):
@@ -64,7 +68,8 @@ class Attention(nn.Module):
         """The same, step by step, since the probabilities themselves are dropped out."""
         b, t, width = qkv.shape
         heads = width // (3 * self.head_dim)
-        q, k, v = (p.reshape(b, t, heads, self.head_dim).swapaxes(1, 2) for p in qkv.split(width // 3, axis=2))
+        parts = qkv.split(width // 3, axis=2)
+        q, k, v = (p.reshape(b, t, heads, self.head_dim).swapaxes(1, 2) for p in parts)  # (B, H, T, D)
         scores = (q @ k.swapaxes(-1, -2)) * self.head_dim**-0.5  # (B, H, T, T)
         past = array_module(qkv.data).tril(array_module(qkv.data).ones((t, t), dtype=bool))
         probs = self.attn_drop(ops.softmax(ops.where(past, scores, -np.inf)))
@@ -107,7 +112,9 @@ class Embed(nn.Module):
     def forward(self, ids: Any) -> Tensor:
         ids = ids.data if isinstance(ids, Tensor) else ids
         if ids.shape[1] > self.wpe.weight.shape[0]:
-            raise ValueError(f"GPT: {ids.shape[1]} tokens, the model has positions for {self.wpe.weight.shape[0]}")
+            raise ValueError(
+                f"GPT: {ids.shape[1]} tokens, the model has positions for {self.wpe.weight.shape[0]}"
+            )
         return self.drop(self.wte(ids) + self.wpe.weight[: ids.shape[1]])
 
 
@@ -131,7 +138,7 @@ class GPT(Model):
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList([Block(config) for _ in range(config.layers)])
         self.ln_f = nn.LayerNorm(config.width)
-        self.lm_head = None if config.tied else nn.Linear(config.width, config.vocab, bias=False, weight_init=Normal(0.02))
+        self.lm_head = None if config.tied else _linear(config.width, config.vocab, bias=False)
         self.loss = nn.CrossEntropyLoss(reduction="sum")
         self.blocks = [
             Embed(self.wte, self.wpe, self.drop),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -35,7 +36,7 @@ def from_gpt2(tensors: dict[str, Array]) -> dict[str, Array]:
         if name.endswith((".attn.bias", ".attn.masked_bias")):
             continue  # the causal mask, stored as a buffer by some versions
         state[name] = _turned(name, value)
-    if "lm_head.weight" in state and "wte.weight" in state and (state["lm_head.weight"] == state["wte.weight"]).all():
+    if "lm_head.weight" in state and np.array_equal(state["lm_head.weight"], state.get("wte.weight", 0)):
         del state["lm_head.weight"]  # tied, stored twice
     return state
 
@@ -43,7 +44,7 @@ def from_gpt2(tensors: dict[str, Array]) -> dict[str, Array]:
 def config_of(state: dict[str, Array], heads: int) -> GPTConfig:
     """Return the sizes read off a state dict; only the number of heads leaves no trace in the shapes."""
     vocab, width = state["wte.weight"].shape
-    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("h."))
+    layers = 1 + max((int(name.split(".")[1]) for name in state if name.startswith("h.")), default=-1)
     tied = "lm_head.weight" not in state
     return GPTConfig(vocab, state["wpe.weight"].shape[0], width, layers, heads, tied=tied)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from minipar import nn, ops
+from minipar.errors import UsageError
 from minipar.models.model import Model
 from minipar.tensor import Tensor
 
@@ -46,9 +48,11 @@ class MLP(Model):
     """Flatten, then `layers` linear layers with ReLU between: (N, ...) → logits (N, classes)."""
 
     def __init__(self, config: MLPConfig):
+        if config.layers < 1:
+            raise UsageError(f"MLP: {config.layers} layers are not possible, use at least 1")
         self.config = config
         sizes = [config.inputs, *[config.width] * (config.layers - 1)]
-        hidden: list[Any] = [MLPBlock(i, o, config.dropout) for i, o in zip(sizes, sizes[1:])]
+        hidden: list[Any] = [MLPBlock(i, o, config.dropout) for i, o in pairwise(sizes)]
         self.layers = nn.ModuleList([*hidden, MLPHead(sizes[-1], config.classes)])
         self.loss = nn.CrossEntropyLoss(reduction="sum")
         self.blocks = list(self.layers)

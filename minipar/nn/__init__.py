@@ -20,5 +20,3 @@ from minipar.nn.layers import (
     Tanh,
 )
 from minipar.nn.module import Buffer, Module, ModuleList, Parameter, Sequential
-
-__all__ = [name for name in dir() if not name.startswith("_")]

@@ -25,9 +25,11 @@ class Initialiser:
         raise TypeError(f"{type(self).__name__} does not say how to draw; use one of the initialisers below")
 
     def fill(self, key: int, shape: tuple[int, ...], part: Slices | None = None) -> Array:
-        """Return the elements `part` (one unit-step slice per axis; None: all) of an array of `shape`, float64."""
+        """Return the elements `part` (a slice per axis; None: all) of an array of `shape`, float64."""
         if part is None:
             return self.draw(key, 0, math.prod(shape)).reshape(shape)
+        if any(s.step not in (None, 1) for s in part):
+            raise ValueError(f"initialiser: the part {part} must be made of slices with step 1")
         bounds = [s.indices(n)[:2] for s, n in zip(part, shape, strict=True)]
         lengths = [max(stop - start, 0) for start, stop in bounds]
         # The last axis that is cut, and all after it, form one contiguous run of memory for each outer index.
@@ -75,7 +77,7 @@ class Normal(Initialiser):
 
 
 def kaiming_uniform(fan_in: int, gain: float = 3**-0.5) -> Uniform:
-    """U(±gain·√(3/fan_in)) (He et al. 2015). The default gain is PyTorch's for Linear and Conv: ±1/√fan_in."""
+    """U(±gain·√(3/fan_in)) (He et al. 2015). The default is PyTorch's for Linear and Conv: ±1/√fan_in."""
     bound = gain * (3 / max(fan_in, 1)) ** 0.5
     return Uniform(-bound, bound)
 

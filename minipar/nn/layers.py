@@ -13,7 +13,8 @@ from minipar.errors import UsageError
 from minipar.nn.init import Constant, Initialiser, Normal, kaiming_uniform
 from minipar.nn.module import Buffer, Module, Parameter
 from minipar.ops.conv import Pair, pair
-from minipar.ops.normalisation import running_average
+from minipar.ops.normalisation import alone, running_average
+from minipar.tape import is_replaying
 from minipar.tensor import Tensor
 
 
@@ -113,17 +114,16 @@ class BatchNorm2d(Module):
         self.running_mean = Buffer(np.zeros(channels, np.float32))
         self.running_var = Buffer(np.ones(channels, np.float32))
         self.eps, self.momentum = eps, momentum
-        self.reduce: Callable[[Array], Array] = lambda sums: sums
+        self.reduce: Callable[[Array], Array] = alone
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             statistics = self.running_mean.data, self.running_var.data
             return ops.normalise_channels(x, *statistics, self.weight, self.bias, self.eps)
         y, mean, variance = ops.batch_norm(x, self.weight, self.bias, self.eps, self.reduce)
-        count = float(self.reduce(np.full(1, x.size // x.shape[1], dtype=np.float64))[0])
-        unbiased = variance.data * (count / max(count - 1, 1))
-        self.running_mean.data = running_average(self.running_mean.data, mean.data, self.momentum)
-        self.running_var.data = running_average(self.running_var.data, unbiased, self.momentum)
+        if not is_replaying():  # a recomputed forward has been counted before
+            self.running_mean.data = running_average(self.running_mean.data, mean.data, self.momentum)
+            self.running_var.data = running_average(self.running_var.data, variance.data, self.momentum)
         return y
 
     def extra_repr(self) -> str:
@@ -145,12 +145,15 @@ class Conv2d(Module):
         bias: bool = True,
     ):
         if in_channels % groups or out_channels % groups:
-            raise UsageError(f"Conv2d: {groups} groups must divide {in_channels} input and {out_channels} output channels")
+            raise UsageError(
+                f"Conv2d: {groups} groups must divide {in_channels} input and {out_channels} output channels"
+            )
         size = pair(kernel)
         law = kaiming_uniform(in_channels // groups * size[0] * size[1])
         self.weight = Parameter((out_channels, in_channels // groups, *size), law)
         self.bias = Parameter((out_channels,), law) if bias else None
-        self.stride, self.padding, self.dilation, self.groups = pair(stride), pair(padding), pair(dilation), groups
+        self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
+        self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -181,7 +184,11 @@ class AvgPool2d(Module):
 
 
 class Dropout(Module):
-    """Zero elements with probability p while training; the mask is a function of position (see `random`)."""
+    """Zero elements with probability p while training; the mask is a function of position (see `random`).
+
+    x is (N, ...), samples first. The mask's stream is named by the module's path in the model, so a module
+    that is used twice in one step draws one mask twice: give each place its own.
+    """
 
     def __init__(self, p: float = 0.5):
         if not 0 <= p < 1:
@@ -193,7 +200,8 @@ class Dropout(Module):
             return x
         now = random.moment()
         per_sample = x.size // max(x.shape[0], 1)
-        return ops.dropout(x, self.p, random.stream(now.seed, now.step, self.path), now.first_sample * per_sample)
+        key = random.stream(now.seed, now.step, self.path)
+        return ops.dropout(x, self.p, key, now.first_sample * per_sample)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from minipar import random
-from minipar.backend import Array, float_dtype, to_device, to_host
+from minipar.backend import Array, float_dtype, is_gpu_array, to_device, to_host
 from minipar.errors import UsageError
 from minipar.nn.init import Initialiser, Slices
 from minipar.tensor import Tensor
@@ -29,6 +29,7 @@ class Parameter(Tensor):
     """
 
     __slots__ = ("global_shape", "initialiser", "name")
+    is_weight = True
 
     def __init__(self, shape: tuple[int, ...], initialiser: Initialiser):
         super().__init__(np.zeros((), np.float32), requires_grad=True)
@@ -100,11 +101,15 @@ class Module:
             if isinstance(value, Module):
                 yield name, value
 
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """Yield (path, module) of this module and all below it, parents first."""
+    def named_modules(self, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Module]]:
+        """Yield (path, module) of this module and all below it, parents first, a shared one once."""
+        seen = set() if seen is None else seen
+        if id(self) in seen:
+            return
+        seen.add(id(self))
         yield prefix, self
         for name, child in self.children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name, seen)
 
     def _named_tensors(self, kind: type[Any]) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
@@ -158,19 +163,26 @@ class Module:
         """Overwrite parameters and buffers by path, keeping dtype and device.
 
         Raises:
-            UsageError: a missing or unexpected path, or a shape that differs. Nothing is changed then.
+            UsageError: a missing or unexpected path, a shape that differs, or a dtype that is not one of the
+                engine's. Nothing is changed then.
         """
         own: dict[str, Any] = dict([*self.named_parameters(), *self.named_buffers()])
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unexpected:
-            raise UsageError(f"state does not fit the model: missing {missing or 'none'}, unexpected {unexpected or 'none'}")
+            raise UsageError(
+                f"state does not fit the model: missing {missing or 'none'},"
+                f" unexpected {unexpected or 'none'}"
+            )
         for name, t in own.items():
             if tuple(state[name].shape) != t.shape:
-                raise UsageError(f"state does not fit the model: {name} is {tuple(state[name].shape)}, expected {t.shape}")
+                raise UsageError(
+                    f"state does not fit the model: {name} is {tuple(state[name].shape)}, expected {t.shape}"
+                )
+            float_dtype(state[name].dtype)
         for name, t in own.items():
             if isinstance(t, Parameter) and not t.is_materialized:
-                t.materialize(0, name, state[name].dtype)
-            t.assign_(to_device(state[name].astype(t.dtype), "cuda" if not isinstance(t.data, np.ndarray) else "cpu"))
+                t.name, t.data = name, np.empty(t.shape, state[name].dtype)
+            t.assign_(to_device(state[name].astype(t.dtype), "cuda" if is_gpu_array(t.data) else "cpu"))
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -75,5 +75,3 @@ from minipar.ops.shape import (
 )
 
 from minipar.ops import methods  # isort: skip  (installs the operators, so it comes last)
-
-__all__ = [name for name in dir() if not name.startswith("_")]

@@ -7,13 +7,14 @@ from minipar.backend import array_module
 from minipar.tensor import primitive
 
 
-@primitive
+@primitive(fresh=True)
 def scaled_dot_product_attention(q, k, v, mask=None, causal=False, scale=None):
     """softmax(q kᵀ · scale) v (Vaswani et al. 2017, section 3.2.1).
 
     Args:
         q: (..., Tq, D). k, v: (..., Tk, D). Leading axes are batch and heads.
-        mask: boolean (True: may attend) or added to the scores; broadcast to (..., Tq, Tk).
+        mask: boolean (True: may attend) or added to the scores; broadcast to (..., Tq, Tk). It gets no
+            gradient: an array, not a tensor that is trained.
         causal: query i sees keys 0 … i only.
         scale: 1/√D unless given.
 
@@ -26,13 +27,21 @@ def scaled_dot_product_attention(q, k, v, mask=None, causal=False, scale=None):
     return y, lambda g: (*kernel.attention_backward(g, q, k, v, probs, scale), None)
 
 
-@primitive
+@primitive(fresh=True)
 def self_attention(qkv, head_dim, causal=True):
     """Attention of a sequence to itself, from one fused projection (B, T, 3·H·D) to (B, T, H·D).
 
     q, k and v are read, and their gradients written, in place in that layout: no transposed copies. The
     number of heads H is read off the width, so a slice of the heads is a valid input.
+
+    Raises:
+        ValueError: the width is no multiple of 3·D.
     """
+    if qkv.ndim != 3 or qkv.shape[-1] % (3 * head_dim):
+        raise ValueError(
+            f"self_attention: input must be (B, T, 3·H·D) with D = {head_dim}, so a width that"
+            f" {3 * head_dim} divides, got {qkv.shape}"
+        )
     kernel, xp = kernels.of(qkv), array_module(qkv)
     b, t, width = qkv.shape
     heads = width // (3 * head_dim)

@@ -23,7 +23,7 @@ def _conv2d(x, weight, bias, stride, padding, dilation, groups):
     return y, lambda g: (
         lambda: k.conv2d_backward_input(g, weight.data, x.shape, *window),
         lambda: k.conv2d_backward_weight(g, x, saved, w.shape[2:], *window),
-        None if bias is None else lambda: k.conv2d_backward_bias(g),
+        lambda: k.conv2d_backward_bias(g),
     )
 
 
@@ -44,12 +44,16 @@ def conv2d(
     Raises:
         ValueError: channels that do not fit or do not divide by groups, or a window larger than the image.
     """
+    if len(weight.shape) != 4:
+        raise ValueError(f"conv2d: weight must be (O, C/groups, kh, kw), got {weight.shape}")
     o, c = weight.shape[0], weight.shape[1]
-    if x.ndim != 4 or x.shape[1] != c * groups or o % groups:
+    if x.ndim != 4 or groups < 1 or x.shape[1] != c * groups or o % groups:
         raise ValueError(
-            f"conv2d: input {x.shape} must be (N, {c * groups}, H, W) for weight {weight.shape} and {groups} groups,"
-            f" and {o} output channels must divide by the groups"
+            f"conv2d: input must be (N, {c * groups}, H, W) for weight {weight.shape} and {groups} groups,"
+            f" got {x.shape}; {o} output channels must divide by the groups"
         )
+    if bias is not None and bias.shape != (o,):
+        raise ValueError(f"conv2d: bias must be ({o},) for weight {weight.shape}, got {bias.shape}")
     stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
     output_size("conv2d", x.shape, weight.shape[2:], stride, padding, dilation)
     return _conv2d(x, weight, bias, stride, padding, dilation, groups)
@@ -59,26 +63,37 @@ def output_size(
     name: str, shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any = (1, 1)
 ) -> tuple[int, int]:
     """Return (H', W') of a window over an image of `shape` (N, C, H, W); ValueError if nothing is left."""
+    if len(shape) != 4:
+        raise ValueError(f"{name}: input must be (N, C, H, W), got {shape}")
+    if min(*kernel, *stride, *dilation) < 1 or min(*padding) < 0:
+        raise ValueError(
+            f"{name}: kernel {tuple(kernel)}, stride {stride} and dilation {dilation} must be at least 1,"
+            f" padding {padding} at least 0"
+        )
     h, w = (
-        (n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(shape[2:], kernel, stride, padding, dilation)
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(shape[2:], kernel, stride, padding, dilation)
     )
     if h < 1 or w < 1:
-        raise ValueError(f"{name}: a window of {tuple(kernel)} with padding {padding} does not fit an image {shape[2:]}")
+        raise ValueError(
+            f"{name}: a window of {tuple(kernel)} with padding {padding} does not fit an image of {shape[2:]}"
+        )
     return h, w
 
 
-@primitive
+@primitive(fresh=True)
 def _max_pool2d(x, kernel, stride, padding):
     k = kernels.of(x)
     y, saved = k.max_pool2d(x, kernel, stride, padding)
-    return y, lambda g: (k.max_pool2d_backward(g, saved, x.shape, kernel, stride, padding), None, None, None)
+    shape = x.shape
+    return y, lambda g: (k.max_pool2d_backward(g, saved, shape, kernel, stride, padding), None, None, None)
 
 
-@primitive
+@primitive(fresh=True)
 def _avg_pool2d(x, kernel, stride, padding):
-    k = kernels.of(x)
+    k, shape = kernels.of(x), x.shape
     y = k.avg_pool2d(x, kernel, stride, padding)
-    return y, lambda g: (k.avg_pool2d_backward(g, x.shape, kernel, stride, padding), None, None, None)
+    return y, lambda g: (k.avg_pool2d_backward(g, shape, kernel, stride, padding), None, None, None)
 
 
 def max_pool2d(x: Tensor, kernel: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:

@@ -8,7 +8,7 @@ from minipar import kernels
 from minipar.tensor import primitive
 
 
-@primitive
+@primitive(fresh=True)
 def dropout(x, p, key, start=0):
     """Zero each element with probability p and scale the rest by 1/(1-p) (Srivastava et al. 2014).
 

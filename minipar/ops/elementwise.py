@@ -1,7 +1,7 @@
 """Elementwise primitives: each is its formula and, beside it, its gradient.
 
 Two arguments of different shape are broadcast as NumPy does; `unbroadcast` is the adjoint of that: what was
-repeated is summed.
+repeated is summed. Two arrays of different dtype are promoted as NumPy does; a number never widens an array.
 """
 
 from __future__ import annotations
@@ -16,34 +16,53 @@ from minipar.backend import Array, array_module, special_functions
 from minipar.tensor import Tensor, primitive
 
 
-def unbroadcast(g: Array, like: Any) -> Array:
-    """Sum `g` over the axes along which `like` (an array or a number) was repeated, giving its shape back."""
-    shape = np.shape(like)
+def shape_of(x: Any) -> tuple[int, ...]:
+    """Return the shape of an array, () for a number: all that the gradient of a sum needs to remember."""
+    return x.shape if hasattr(x, "shape") else ()
+
+
+def unbroadcast(g: Array, shape: tuple[int, ...]) -> Array:
+    """Sum `g` over the axes along which an array of `shape` was repeated, giving that shape back."""
     if g.shape == shape:
         return g
-    g = g.sum(axis=tuple(range(g.ndim - len(shape)))) if g.ndim > len(shape) else g
-    stretched = tuple(i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1)
+    if g.ndim > len(shape):
+        g = g.sum(axis=tuple(range(g.ndim - len(shape))))
+    stretched = tuple([i for i, n in enumerate(shape) if n == 1 and g.shape[i] != 1])
     return g.sum(axis=stretched, keepdims=True) if stretched else g
+
+
+def _passed(g: Array, shape: tuple[int, ...]) -> Any:
+    """Return `g` itself where the shapes agree, else a thunk that sums it: not run for a constant."""
+    return g if g.shape == shape else lambda: unbroadcast(g, shape)
 
 
 @primitive
 def add(a, b):
-    return a + b, lambda g: (unbroadcast(g, a), unbroadcast(g, b))
+    shape_a, shape_b = shape_of(a), shape_of(b)
+    return a + b, lambda g: (_passed(g, shape_a), _passed(g, shape_b))
 
 
 @primitive
 def sub(a, b):
-    return a - b, lambda g: (unbroadcast(g, a), lambda: unbroadcast(-g, b))
+    shape_a, shape_b = shape_of(a), shape_of(b)
+    return a - b, lambda g: (_passed(g, shape_a), lambda: unbroadcast(-g, shape_b))
 
 
 @primitive
 def mul(a, b):
-    return a * b, lambda g: (lambda: unbroadcast(g * b, a), lambda: unbroadcast(g * a, b))
+    if not hasattr(b, "shape"):  # a number has no gradient, so `a` need not be kept for it
+        return a * b, lambda g: (lambda: g * b, None)
+    return a * b, lambda g: (lambda: unbroadcast(g * b, shape_of(a)), lambda: unbroadcast(g * a, shape_of(b)))
 
 
 @primitive
 def div(a, b):
-    return a / b, lambda g: (lambda: unbroadcast(g / b, a), lambda: unbroadcast(-g * a / (b * b), b))
+    if not hasattr(b, "shape"):
+        return a / b, lambda g: (lambda: g / b, None)
+    return a / b, lambda g: (
+        lambda: unbroadcast(g / b, shape_of(a)),
+        lambda: unbroadcast(-g * a / (b * b), shape_of(b)),
+    )
 
 
 @primitive
@@ -53,8 +72,20 @@ def neg(x):
 
 @primitive
 def pow(x, exponent):
-    """x ** exponent for a constant number or array `exponent`; use exp(b log(a)) to differentiate by both."""
-    return x**exponent, lambda g: (lambda: unbroadcast(g * exponent * x ** (exponent - 1), x), None)
+    """x ** exponent. By the exponent it can be differentiated where x ≥ 0 (at x = 0 that gradient is 0)."""
+    xp = array_module(x if hasattr(x, "shape") else exponent)
+
+    def by_base(g: Array) -> Array:
+        if hasattr(exponent, "shape"):
+            lower = xp.where(exponent == 0, 0, exponent - 1)  # at x = 0, 0 · x⁰⁻¹ would be NaN
+        else:
+            lower = exponent - 1 if exponent else 0
+        return unbroadcast(g * (exponent * x**lower), shape_of(x))
+
+    def by_exponent(g: Array) -> Array:
+        return unbroadcast(g * x**exponent * xp.log(xp.where(x == 0, 1, x)), shape_of(exponent))
+
+    return x**exponent, lambda g: (lambda: by_base(g), lambda: by_exponent(g))
 
 
 @primitive
@@ -111,10 +142,9 @@ def sigmoid(x):
     return y, lambda g: g * y * (1 - y)
 
 
-@primitive
+@primitive(fresh=True)
 def relu(x):
-    xp = array_module(x)
-    y = xp.maximum(x, 0)
+    y = array_module(x).maximum(x, 0)
     return y, lambda g: g * (y > 0)
 
 
@@ -131,7 +161,7 @@ def erf(x):
     return special_functions(x).erf(x), lambda g: g * (2 / np.pi**0.5) * array_module(x).exp(-x * x)
 
 
-@primitive
+@primitive(fresh=True)
 def gelu(x, approximate="tanh"):
     """Gaussian error linear unit (Hendrycks and Gimpel 2016).
 
@@ -142,24 +172,23 @@ def gelu(x, approximate="tanh"):
     return k.gelu(x, approximate), lambda g: k.gelu_backward(g, x, approximate)
 
 
+def _shared(g: Array, a_wins: Any, a: Any, b: Any) -> Any:
+    """Return the gradients of two competitors: all of `g` to the winner, half each where they are equal."""
+    xp = array_module(g)
+    to_a = xp.where(a == b, g / 2, xp.where(a_wins, g, 0))
+    return lambda: unbroadcast(to_a, shape_of(a)), lambda: unbroadcast(g - to_a, shape_of(b))
+
+
 @primitive
 def maximum(a, b):
     """The larger of a and b; where they are equal each gets half of the gradient, as in PyTorch."""
-    share = lambda: (a > b) + 0.5 * (a == b)
-    return array_module(a).maximum(a, b), lambda g: (
-        lambda: unbroadcast(g * share().astype(g.dtype), a),
-        lambda: unbroadcast(g * (1 - share()).astype(g.dtype), b),
-    )
+    return array_module(a).maximum(a, b), lambda g: _shared(g, a > b, a, b)
 
 
 @primitive
 def minimum(a, b):
     """The smaller of a and b; where they are equal each gets half of the gradient."""
-    share = lambda: (a < b) + 0.5 * (a == b)
-    return array_module(a).minimum(a, b), lambda g: (
-        lambda: unbroadcast(g * share().astype(g.dtype), a),
-        lambda: unbroadcast(g * (1 - share()).astype(g.dtype), b),
-    )
+    return array_module(a).minimum(a, b), lambda g: _shared(g, a < b, a, b)
 
 
 @primitive
@@ -177,24 +206,25 @@ def clamp(x, low=None, high=None):
 @primitive
 def where(condition, a, b):
     """a where `condition` (boolean) holds, else b."""
-    xp = array_module(condition)
+    xp, shape_a, shape_b = array_module(condition), shape_of(a), shape_of(b)
     return xp.where(condition, a, b), lambda g: (
         None,
-        lambda: unbroadcast(xp.where(condition, g, 0), a),
-        lambda: unbroadcast(xp.where(condition, 0, g), b),
+        lambda: unbroadcast(xp.where(condition, g, 0), shape_a),
+        lambda: unbroadcast(xp.where(condition, 0, g), shape_b),
     )
 
 
 @primitive
 def astype(x, dtype):
     """x rounded or widened to `dtype`; the gradient comes back in x's own dtype."""
-    return x.astype(dtype), lambda g: (g.astype(x.dtype), None)
+    before = x.dtype
+    return x.astype(dtype), lambda g: (g.astype(before), None)
 
 
 def _compare(name: str, a: Any, b: Any) -> Tensor:
     """Return a boolean tensor; a comparison has no gradient and is never recorded."""
     a, b = (v.data if isinstance(v, Tensor) else v for v in (a, b))
-    return Tensor(getattr(array_module(a), name)(a, b))
+    return Tensor(getattr(array_module(a if hasattr(a, "shape") else b), name)(a, b))
 
 
 greater = functools.partial(_compare, "greater")

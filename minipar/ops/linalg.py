@@ -6,6 +6,7 @@ weight's may be put off.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from minipar import kernels
@@ -27,18 +28,18 @@ def _t(x: Array) -> Array:
 
 @primitive
 def matmul(a, b):
-    """(..., n, k) @ (..., k, m) → (..., n, m), leading axes broadcast; a vector counts as one row or column."""
+    """(..., n, k) @ (..., k, m) → (..., n, m), leading axes broadcast; a vector is one row or column."""
     y = _product(a, b)
 
     def vjp(g: Array) -> Any:
-        rows, cols = a if a.ndim > 1 else a[None, :], b if b.ndim > 1 else b[:, None]
-        full = g if a.ndim > 1 else g[..., None, :] if b.ndim > 1 else g[..., None]
-        full = full if b.ndim > 1 or a.ndim == 1 else full[..., None]
-        if a.ndim == 1 and b.ndim == 1:
-            full = g.reshape(1, 1)
+        rows, cols = a, b
+        if b.ndim == 1:
+            cols, g = b[:, None], g[..., None]  # (k, 1), (..., n, 1)
+        if a.ndim == 1:
+            rows, g = a[None, :], g[..., None, :]  # (1, k), (..., 1, m)
         return (
-            lambda: unbroadcast(_product(full, _t(cols)), rows).reshape(a.shape),
-            lambda: unbroadcast(_product(_t(rows), full), cols).reshape(b.shape),
+            lambda: unbroadcast(_product(g, _t(cols)), rows.shape).reshape(a.shape),
+            lambda: unbroadcast(_product(_t(rows), g), cols.shape).reshape(b.shape),
         )
 
     return y, vjp
@@ -49,16 +50,18 @@ def linear(x, weight, bias=None):
     """x Wᵀ + b: x (..., in), weight (out, in), bias (out,) or None → (..., out).
 
     Raises:
-        ValueError: the last axis of x is not `in`.
+        ValueError: shapes that do not belong together.
     """
     w = weight.data
-    if x.shape[-1] != w.shape[1]:
-        raise ValueError(f"linear: input {x.shape} has {x.shape[-1]} features, weight {w.shape} expects {w.shape[1]}")
+    if w.ndim != 2 or x.ndim == 0 or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"linear: weight {w.shape} is (out, in) and needs input (..., in), got {x.shape}")
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(f"linear: weight {w.shape} needs bias {w.shape[:1]}, got {bias.shape}")
     k = kernels.of(x)
     return k.linear(x, w, bias), lambda g: (
         lambda: k.linear_backward_input(g, weight.data),
         lambda: k.linear_backward_weight(g, x),
-        None if bias is None else lambda: k.linear_backward_bias(g),
+        lambda: k.linear_backward_bias(g),
     )
 
 
@@ -67,13 +70,10 @@ def embedding(weight, ids):
     """Rows of `weight` (V, C) picked by integer `ids` (...) → (..., C).
 
     Raises:
-        IndexError: an id lies outside [0, V).
+        ValueError: ids that are no integers, or one outside [0, V).
     """
     w = weight.data
-    rows = w.shape[0]
-    if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < rows):
-        raise IndexError(f"embedding: ids from {int(ids.min())} to {int(ids.max())}, the table has rows 0 to {rows - 1}")
-    k = kernels.of(w)
+    k, rows = kernels.of(w), w.shape[0]
     return k.embedding(w, ids), lambda g: (lambda: k.embedding_backward(g, ids, rows), None)
 
 
@@ -82,6 +82,12 @@ def _einsum(*operands, subscripts):
     xp = array_module(operands[0])
     inputs, output = subscripts.split("->")
     terms = inputs.split(",")
+    half = all(a.dtype == "float16" for a in operands)  # contracted in float32 and rounded once, as in matmul
+
+    def contract(path: str, arrays: Any) -> Array:
+        if half:
+            return xp.einsum(path, *(a.astype("float32") for a in arrays), optimize=True).astype("float16")
+        return xp.einsum(path, *arrays, optimize=True)
 
     def vjp(g: Array) -> Any:
         def gradient(i: int) -> Array:
@@ -90,25 +96,33 @@ def _einsum(*operands, subscripts):
             known = set(output).union(*others)
             kept = "".join(c for c in terms[i] if c in known)
             arrays = [g] + [a for j, a in enumerate(operands) if j != i]
-            dx = xp.einsum(",".join([output, *others]) + "->" + kept, *arrays, optimize=True)
+            dx = contract(",".join([output, *others]) + "->" + kept, arrays)
             shape = tuple(n if c in known else 1 for c, n in zip(terms[i], operands[i].shape))
             return xp.broadcast_to(dx.reshape(shape), operands[i].shape).copy()
 
-        return tuple((lambda i=i: gradient(i)) for i in range(len(operands)))
+        return tuple([functools.partial(gradient, i) for i in range(len(operands))])
 
-    return xp.einsum(subscripts, *operands, optimize=True), vjp
+    return contract(subscripts, operands), vjp
 
 
 def einsum(subscripts: str, *operands: Any) -> Any:
     """Einstein summation with an explicit output: einsum("bij,bjk->bik", a, b).
 
     Raises:
-        ValueError: no "->", an ellipsis, or a letter repeated within one operand (a diagonal).
+        ValueError: no "->", an ellipsis, a letter repeated within one operand (a diagonal), or lengths of a
+            letter that differ.
     """
     subscripts = subscripts.replace(" ", "")
     if "->" not in subscripts or "." in subscripts:
         raise ValueError(f"einsum: {subscripts!r} must name its output with '->' and use no '...'")
-    for term in subscripts.split("->")[0].split(","):
+    terms = subscripts.split("->")[0].split(",")
+    lengths: dict[str, int] = {}
+    if [len(t) for t in terms] != [len(a.shape) for a in operands]:
+        raise ValueError(f"einsum: {subscripts!r} does not fit operands {[a.shape for a in operands]}")
+    for term, operand in zip(terms, operands):
         if len(set(term)) != len(term):
             raise ValueError(f"einsum: {term!r} repeats a letter; diagonals are not supported")
+        for letter, n in zip(term, operand.shape):
+            if lengths.setdefault(letter, n) != n:  # NumPy would repeat a length of 1
+                raise ValueError(f"einsum: {letter!r} of {subscripts!r} has lengths {lengths[letter]} and {n}")
     return _einsum(*operands, subscripts=subscripts)

@@ -4,48 +4,51 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipar.ops import attention, conv, elementwise, linalg, normalisation, reduce, shape
+from minipar.ops import elementwise, linalg, normalisation, reduce, shape
 from minipar.tensor import Tensor
-
-
-def _swapped(operation: Any) -> Any:
-    """Return the operation for `array_or_number ∘ tensor`."""
-    return lambda self, other: operation(other, self)
 
 
 def _variadic(operation: Any) -> Any:
     """Let x.reshape(2, 3) mean x.reshape((2, 3))."""
-    return lambda self, *sizes: operation(self, sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple) else sizes)
+
+    def method(x: Tensor, *sizes: Any) -> Tensor:
+        return operation(x, sizes[0] if len(sizes) == 1 and isinstance(sizes[0], tuple | list) else sizes)
+
+    return method
 
 
-Tensor.__add__ = elementwise.add  # type: ignore[method-assign]
-Tensor.__sub__ = elementwise.sub  # type: ignore[method-assign]
-Tensor.__mul__ = elementwise.mul  # type: ignore[method-assign]
-Tensor.__truediv__ = elementwise.div  # type: ignore[method-assign]
-Tensor.__radd__ = _swapped(elementwise.add)  # type: ignore[method-assign]
-Tensor.__rsub__ = _swapped(elementwise.sub)  # type: ignore[method-assign]
-Tensor.__rmul__ = _swapped(elementwise.mul)  # type: ignore[method-assign]
-Tensor.__rtruediv__ = _swapped(elementwise.div)  # type: ignore[method-assign]
-Tensor.__pow__ = elementwise.pow  # type: ignore[method-assign]
-Tensor.__neg__ = elementwise.neg  # type: ignore[method-assign]
-Tensor.__matmul__ = linalg.matmul  # type: ignore[method-assign]
-Tensor.__getitem__ = shape.getitem  # type: ignore[method-assign]
+Tensor.__add__ = elementwise.add
+Tensor.__sub__ = elementwise.sub
+Tensor.__mul__ = elementwise.mul
+Tensor.__truediv__ = elementwise.div
+Tensor.__pow__ = elementwise.pow
+Tensor.__matmul__ = linalg.matmul
+Tensor.__radd__ = lambda x, other: elementwise.add(x, other)
+Tensor.__rsub__ = lambda x, other: elementwise.sub(other, x)
+Tensor.__rmul__ = lambda x, other: elementwise.mul(x, other)
+Tensor.__rtruediv__ = lambda x, other: elementwise.div(other, x)
+Tensor.__rpow__ = lambda x, other: elementwise.pow(other, x)
+Tensor.__rmatmul__ = lambda x, other: linalg.matmul(other, x)
+Tensor.__neg__ = elementwise.neg
+Tensor.__getitem__ = shape.getitem
 
-Tensor.__gt__ = lambda a, b: elementwise.greater(a, b)  # type: ignore[attr-defined]
-Tensor.__ge__ = lambda a, b: elementwise.greater_equal(a, b)  # type: ignore[attr-defined]
-Tensor.__lt__ = lambda a, b: elementwise.less(a, b)  # type: ignore[attr-defined]
-Tensor.__le__ = lambda a, b: elementwise.less_equal(a, b)  # type: ignore[attr-defined]
+# `==` stays identity, so that tensors can be keys; the elementwise comparison is `ops.equal`.
+Tensor.__gt__ = lambda a, b: elementwise.greater(a, b)
+Tensor.__ge__ = lambda a, b: elementwise.greater_equal(a, b)
+Tensor.__lt__ = lambda a, b: elementwise.less(a, b)
+Tensor.__le__ = lambda a, b: elementwise.less_equal(a, b)
 
 for _module, _names in (
     (elementwise, "abs astype clamp cos erf exp gelu log relu sigmoid silu sin sqrt square tanh"),
     (reduce, "amax amin argmax cumsum logsumexp max mean min prod std sum var"),
-    (shape, "broadcast_to chunk contiguous flatten flip gather pad split squeeze swapaxes transpose unsqueeze"),
+    (shape, "broadcast_to chunk contiguous flatten flip gather pad roll split squeeze swapaxes"),
+    (shape, "transpose tril unsqueeze"),
     (normalisation, "softmax log_softmax"),
     (linalg, "matmul"),
 ):
     for _op in _names.split():
         setattr(Tensor, _op, getattr(_module, _op))
 
-Tensor.reshape = _variadic(shape.reshape)  # type: ignore[method-assign]
-Tensor.permute = _variadic(shape.permute)  # type: ignore[method-assign]
-Tensor.T = property(shape.transpose)  # type: ignore[assignment]
+Tensor.reshape = _variadic(shape.reshape)
+Tensor.permute = _variadic(shape.permute)
+Tensor.T = property(shape.transpose)

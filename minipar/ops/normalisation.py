@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,14 @@ from minipar.backend import Array, array_module
 from minipar.tensor import primitive
 
 
-@primitive
+def _check_channels(name: str, channels: int, **parameters: Array | None) -> None:
+    """Refuse a weight or bias that is not (C,): a single number would broadcast without a sign."""
+    for key, value in parameters.items():
+        if value is not None and value.shape != (channels,):
+            raise ValueError(f"{name}: {key} must be ({channels},), the number of channels, got {value.shape}")
+
+
+@primitive(fresh=True)
 def softmax(x, axis=-1):
     """exp(x) over its sum along `axis`; a row that is all -inf gives zeros."""
     k = kernels.of(x)
@@ -18,7 +26,7 @@ def softmax(x, axis=-1):
     return y, lambda g: (k.softmax_backward(g, y, axis), None)
 
 
-@primitive
+@primitive(fresh=True)
 def log_softmax(x, axis=-1):
     """x minus its logsumexp along `axis`."""
     k = kernels.of(x)
@@ -26,29 +34,31 @@ def log_softmax(x, axis=-1):
     return y, lambda g: (k.log_softmax_backward(g, y, axis), None)
 
 
-@primitive
+@primitive(fresh=True)
 def layer_norm(x, weight=None, bias=None, eps=1e-5):
     """Normalise the last axis to mean 0 and variance 1, then scale and shift (Ba, Kiros, Hinton 2016).
 
     x (..., C), weight and bias (C,) or None → (..., C).
     """
+    _check_channels("layer_norm", x.shape[-1], weight=weight, bias=bias)
     k = kernels.of(x)
     y, mean, rstd = k.layer_norm(x, weight, bias, eps)
     return y, lambda g: k.layer_norm_backward(g, x, mean, rstd, weight)
 
 
-@primitive
+@primitive(fresh=True)
 def rms_norm(x, weight=None, eps=1e-6):
     """Divide the last axis by its root mean square, then scale (Zhang and Sennrich 2019).
 
     x (..., C), weight (C,) or None → (..., C).
     """
+    _check_channels("rms_norm", x.shape[-1], weight=weight)
     k = kernels.of(x)
     y, rstd = k.rms_norm(x, weight, eps)
     return y, lambda g: k.rms_norm_backward(g, x, rstd, weight)
 
 
-@primitive
+@primitive(fresh=True)
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     """Normalise each sample over each of `groups` groups of channels (Wu and He 2018).
 
@@ -59,10 +69,11 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
         ValueError: `groups` does not divide C.
     """
     n, c = x.shape[:2]
-    if c % groups:
+    if groups < 1 or c % groups:
         raise ValueError(f"group_norm: {groups} groups do not divide {c} channels")
+    _check_channels("group_norm", c, weight=weight, bias=bias)
     k = kernels.of(x)
-    rows = x.reshape(n, groups, -1)  # (N, G, C/G · positions): a layer norm over each row
+    rows = x.reshape(n, groups, math.prod(x.shape[1:]) // groups)  # a layer norm over each row
     normal, _, rstd = k.layer_norm(rows, None, None, eps)
     xhat = normal.reshape(x.shape)
     channel = (1, c) + (1,) * (x.ndim - 2)
@@ -91,27 +102,35 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     return y, vjp
 
 
-def _alone(x: Array) -> Array:
-    return x
+def alone(sums: Array) -> Array:
+    """The sum over a single rank: what batch norm's `reduce` is until the batch is spread over several."""
+    return sums
 
 
-@primitive
-def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Array] = _alone):
+@primitive(fresh=True)
+def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Array] = alone):
     """Normalise each channel over the batch and all positions (Ioffe and Szegedy 2015), training form.
 
     x (N, C, *), weight and bias (C,) or None → (y (N, C, *), mean (C,), variance (C,)), the last two
-    without gradient, for the running statistics.
+    without gradient, for the running statistics: the variance there has divisor n - 1, as PyTorch's.
 
     Args:
         reduce: sums an array over the ranks that share the batch; the statistics, forward and backward, are
             then those of the whole batch. The default is a single rank.
+
+    Raises:
+        ValueError: one value per channel in the whole batch, which has no variance.
     """
-    xp = array_module(x)
+    _check_channels("batch_norm", x.shape[1], weight=weight, bias=bias)
+    xp, given = array_module(x), x.dtype
+    x = x.astype("float32") if given == "float16" else x  # sums over a batch overflow float16
     axes = (0, *range(2, x.ndim))
     c = x.shape[1]
     channel = (1, c) + (1,) * (x.ndim - 2)
     sums = reduce(xp.concatenate([x.sum(axis=axes), xp.full(1, x.size // c, dtype=x.dtype)]))  # (C + 1,)
     count = sums[-1]
+    if count < 2:
+        raise ValueError(f"batch_norm: {int(count)} value per channel has no variance; use a larger batch")
     mean = sums[:-1] / count
     centred = x - mean.reshape(channel)
     variance = reduce((centred * centred).sum(axis=axes)) / count
@@ -130,12 +149,14 @@ def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Ar
         scale = rstd if weight is None else rstd * weight
         return (g - from_mean - xhat * from_variance) * scale.reshape(channel), dweight, dbias
 
-    return (y, mean, variance), vjp
+    outputs = y, mean, variance * (count / (count - 1))
+    return tuple([v.astype(given, copy=False) for v in outputs]), vjp
 
 
-@primitive
+@primitive(fresh=True)
 def normalise_channels(x, mean, variance, weight=None, bias=None, eps=1e-5):
     """Batch norm's evaluation form: given statistics (C,), no sample sees another. x (N, C, *) → same."""
+    _check_channels("normalise_channels", x.shape[1], mean=mean, variance=variance, weight=weight, bias=bias)
     xp = array_module(x)
     channel = (1, x.shape[1]) + (1,) * (x.ndim - 2)
     rstd = (1 / xp.sqrt(variance + eps)).astype(x.dtype)
@@ -144,7 +165,7 @@ def normalise_channels(x, mean, variance, weight=None, bias=None, eps=1e-5):
     y = y if bias is None else y + bias.reshape(channel)
     axes = (0, *range(2, x.ndim))
     scale = rstd if weight is None else rstd * weight
-    return y, lambda g: (
+    return y.astype(x.dtype, copy=False), lambda g: (
         g * scale.reshape(channel),
         None,
         None,

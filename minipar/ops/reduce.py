@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from minipar.backend import Array, array_module
+from minipar.ops.elementwise import sqrt
 from minipar.tensor import Tensor, primitive
 
 
-def _spread(g: Array, x: Array, axis: Any, keepdims: bool) -> Array:
-    """Return `g` with the reduced axes back at length 1, so that it broadcasts against x."""
+def _spread(g: Array, ndim: int, axis: Any, keepdims: bool) -> Array:
+    """Return `g` with the reduced ones of `ndim` axes back at length 1, so that it broadcasts again."""
     if keepdims:
         return g
     if axis is None:
-        return g.reshape((1,) * x.ndim)
-    return array_module(x).expand_dims(g, axis)
+        return g.reshape((1,) * ndim)
+    return array_module(g).expand_dims(g, axis)
 
 
 def _count(x: Array, axis: Any) -> int:
@@ -24,14 +26,14 @@ def _count(x: Array, axis: Any) -> int:
     if axis is None:
         return x.size
     axes = axis if isinstance(axis, tuple) else (axis,)
-    return int(np.prod([x.shape[a] for a in axes], dtype=np.int64))
+    return math.prod([x.shape[a] for a in axes])
 
 
 @primitive
 def sum(x, axis=None, keepdims=False):
-    xp = array_module(x)
+    xp, shape = array_module(x), x.shape
     return x.sum(axis=axis, keepdims=keepdims), lambda g: (
-        xp.broadcast_to(_spread(g, x, axis, keepdims), x.shape),
+        xp.broadcast_to(_spread(g, len(shape), axis, keepdims), shape),
         None,
         None,
     )
@@ -39,9 +41,10 @@ def sum(x, axis=None, keepdims=False):
 
 @primitive
 def mean(x, axis=None, keepdims=False):
-    xp, n = array_module(x), _count(x, axis)
+    xp, shape = array_module(x), x.shape
+    n = _count(x, axis)
     return x.mean(axis=axis, keepdims=keepdims), lambda g: (
-        xp.broadcast_to(_spread(g / n, x, axis, keepdims), x.shape),
+        xp.broadcast_to(_spread(g / n, len(shape), axis, keepdims), shape),
         None,
         None,
     )
@@ -51,9 +54,9 @@ def _extreme(x: Array, y: Array, axis: Any, keepdims: bool) -> Any:
     """Return the vjp shared by amax and amin: equal elements share the gradient evenly."""
 
     def vjp(g: Array) -> Any:
-        hit = x == _spread(y, x, axis, keepdims)
+        hit = x == _spread(y, x.ndim, axis, keepdims)
         hits = hit.sum(axis=axis, keepdims=True)
-        return (hit * _spread(g, x, axis, keepdims) / hits).astype(x.dtype), None, None
+        return hit * (_spread(g, x.ndim, axis, keepdims) / hits.astype(g.dtype)), None, None
 
     return vjp
 
@@ -72,17 +75,21 @@ def amin(x, axis=None, keepdims=False):
 
 @primitive
 def var(x, axis=None, correction=1, keepdims=False):
-    """Variance with divisor n - correction (1: unbiased, PyTorch's default; 0: the mean square deviation)."""
-    centred = x - x.mean(axis=axis, keepdims=True)
+    """Variance with divisor n - correction (1: unbiased, PyTorch's default; 0: the mean square deviation).
+
+    Raises:
+        ValueError: too few elements for that divisor.
+    """
     divisor = _count(x, axis) - correction
+    if divisor <= 0:
+        raise ValueError(f"var: {_count(x, axis)} elements are too few for correction {correction}")
+    centred = x - x.mean(axis=axis, keepdims=True)
     y = (centred * centred).sum(axis=axis, keepdims=keepdims) / divisor
-    return y, lambda g: (_spread(g, x, axis, keepdims) * centred * (2 / divisor), None, None, None)
+    return y, lambda g: (_spread(g, centred.ndim, axis, keepdims) * centred * (2 / divisor), None, None, None)
 
 
 def std(x: Tensor, axis: Any = None, correction: int = 1, keepdims: bool = False) -> Tensor:
     """Standard deviation, the square root of `var`."""
-    from minipar.ops.elementwise import sqrt
-
     return sqrt(var(x, axis, correction, keepdims))
 
 
@@ -90,12 +97,18 @@ def std(x: Tensor, axis: Any = None, correction: int = 1, keepdims: bool = False
 def logsumexp(x, axis=None, keepdims=False):
     """log of the sum of exp(x), shifted by the maximum so that it neither overflows nor loses small terms."""
     xp = array_module(x)
-    top = x.max(axis=axis, keepdims=True)
+    top = x.max(axis=axis, keepdims=True, initial=-np.inf)
     top = xp.where(xp.isfinite(top), top, 0)  # a row of -inf has no maximum to subtract
     total = xp.exp(x - top).sum(axis=axis, keepdims=True)
-    y = xp.log(total) + top  # axes kept
+    with np.errstate(divide="ignore"):  # log 0 = -inf is the value of a row of -inf
+        y = xp.log(total) + top  # axes kept
     out = y if keepdims else y.reshape(()) if axis is None else xp.squeeze(y, axis=axis)
-    return out, lambda g: (_spread(g, x, axis, keepdims) * xp.exp(x - y), None, None)
+
+    def vjp(g: Array) -> Any:
+        probs = xp.exp(x - xp.where(y == -np.inf, 0, y))
+        return _spread(g, x.ndim, axis, keepdims) * probs, None, None
+
+    return out, vjp
 
 
 @primitive
@@ -106,7 +119,7 @@ def prod(x, axis=None, keepdims=False):
     def vjp(g: Array) -> Any:
         if (x == 0).any():
             raise ValueError("prod: the gradient at a zero factor is not supported; use exp(sum(log)) or mul")
-        return _spread(g * y, x, axis, keepdims) / x, None, None
+        return _spread(g * y, x.ndim, axis, keepdims) / x, None, None
 
     return y, vjp
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from minipar.backend import Array, array_module
+from minipar.ops.elementwise import unbroadcast
 from minipar.tensor import Tensor, primitive
 
 
 @primitive
 def reshape(x, shape):
-    return x.reshape(shape), lambda g: (g.reshape(x.shape), None)
+    before = x.shape
+    return x.reshape(shape), lambda g: (g.reshape(before), None)
 
 
 @primitive
@@ -54,9 +56,8 @@ def squeeze(x: Tensor, axis: int) -> Tensor:
 
 @primitive
 def broadcast_to(x, shape):
-    from minipar.ops.elementwise import unbroadcast
-
-    return array_module(x).broadcast_to(x, shape), lambda g: (unbroadcast(g, x), None)
+    before = x.shape
+    return array_module(x).broadcast_to(x, shape), lambda g: (unbroadcast(g, before), None)
 
 
 @primitive
@@ -65,17 +66,15 @@ def getitem(x, index):
     index = tuple(_plain(i) for i in index) if isinstance(index, tuple) else _plain(index)
     parts = index if isinstance(index, tuple) else (index,)
     advanced = any(hasattr(i, "dtype") or isinstance(i, list) for i in parts)
+    xp, shape = array_module(x), x.shape
 
     def vjp(g: Array) -> Any:
         def scatter() -> Array:
-            xp = array_module(x)
-            dx = xp.zeros(x.shape, dtype=g.dtype)
-            if not advanced:
-                dx[index] = g
-            elif xp is np:
-                np.add.at(dx, index, g)
+            dx = xp.zeros(shape, dtype=g.dtype)
+            if advanced:
+                xp.add.at(dx, index, g)  # an index may repeat, so add; do not assign
             else:
-                xp.add.at(dx, index, g)
+                dx[index] = g
             return dx
 
         return scatter, None
@@ -95,12 +94,16 @@ def _concat(*arrays, axis):
 
 
 def concat(tensors: list[Tensor] | tuple[Tensor, ...], axis: int = 0) -> Tensor:
-    """Join tensors along an existing axis."""
+    """Join tensors along an existing axis; all other axes must agree."""
+    if not tensors:
+        raise ValueError("concat: no tensors to join")
     return _concat(*tensors, axis=axis)
 
 
 def stack(tensors: list[Tensor] | tuple[Tensor, ...], axis: int = 0) -> Tensor:
     """Join tensors of one shape along a new axis."""
+    if len({t.shape for t in tensors}) != 1:
+        raise ValueError(f"stack: tensors must have one shape, got {[t.shape for t in tensors]}")
     return _concat(*(unsqueeze(t, axis) for t in tensors), axis=axis)
 
 
@@ -108,11 +111,11 @@ def stack(tensors: list[Tensor] | tuple[Tensor, ...], axis: int = 0) -> Tensor:
 def _split(x, sizes, axis):
     xp = array_module(x)
     stops = np.cumsum(sizes)[:-1].tolist()
-    parts = tuple(xp.split(x, stops, axis=axis))
+    parts, shape, dtype = tuple(xp.split(x, stops, axis=axis)), x.shape, x.dtype
 
     def vjp(gs: list[Array | None]) -> Any:
         def join() -> Array:
-            dx = xp.zeros(x.shape, dtype=x.dtype) if any(g is None for g in gs) else xp.empty(x.shape, dtype=x.dtype)
+            dx = xp.zeros(shape, dtype=dtype)
             for part, g in zip(xp.split(dx, stops, axis=axis), gs):
                 if g is not None:
                     part[...] = g
@@ -131,20 +134,26 @@ def split(x: Tensor, sizes: int | list[int] | tuple[int, ...], axis: int = 0) ->
     """
     n = x.shape[axis]
     if isinstance(sizes, int):
+        if sizes < 1:
+            raise ValueError(f"split: pieces of length {sizes} are not possible, use at least 1")
         sizes = [min(sizes, n - i) for i in range(0, n, sizes)]
-    if sum(sizes) != n:
+    if sum(sizes) != n or min(sizes, default=0) < 0:
         raise ValueError(f"split: sizes {list(sizes)} add up to {sum(sizes)}, axis {axis} has length {n}")
     return _split(x, tuple(sizes), axis) if len(sizes) > 1 else (x,)
 
 
 def chunk(x: Tensor, chunks: int, axis: int = 0) -> tuple[Tensor, ...]:
     """Cut `axis` into `chunks` pieces of equal length, the last may be shorter (PyTorch's rule)."""
-    return split(x, -(-x.shape[axis] // chunks), axis)
+    if chunks < 1:
+        raise ValueError(f"chunk: {chunks} pieces are not possible, use at least 1")
+    return split(x, max(-(-x.shape[axis] // chunks), 1), axis)
 
 
 @primitive
 def pad(x, widths, value=0.0):
     """Add `value` around x: `widths` is one (before, after) pair per axis, as in numpy.pad."""
+    if len(widths) != x.ndim or any(len(pair) != 2 for pair in widths):
+        raise ValueError(f"pad: widths {widths} must be one (before, after) pair for each axis of {x.shape}")
     inner = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape))
     return array_module(x).pad(x, widths, constant_values=value), lambda g: (g[inner], None, None)
 
@@ -152,11 +161,15 @@ def pad(x, widths, value=0.0):
 @primitive
 def gather(x, index, axis):
     """Pick along `axis` by an integer array of x's shape elsewhere (numpy.take_along_axis, torch.gather)."""
-    xp = array_module(x)
+    xp, shape = array_module(x), x.shape
+    if index.ndim != x.ndim or any(
+        n != m for i, (n, m) in enumerate(zip(index.shape, shape)) if i != axis % x.ndim
+    ):
+        raise ValueError(f"gather: index {index.shape} must have the shape of x {shape} but for axis {axis}")
 
     def vjp(g: Array) -> Any:
         def scatter() -> Array:
-            dx = xp.zeros(x.shape, dtype=g.dtype)
+            dx = xp.zeros(shape, dtype=g.dtype)
             grid = list(xp.ogrid[tuple(slice(n) for n in index.shape)])
             grid[axis] = index
             xp.add.at(dx, tuple(grid), g)  # an index may repeat, so add; do not assign

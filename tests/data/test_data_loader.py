@@ -1,68 +1,17 @@
-"""Loaders: every sample once, the same batches under any layout, resume anywhere, threads that end."""
+"""Loaders: every sample once, the same batches under any layout, resume at any point."""
 
-import contextvars
-import gc
 import itertools
 import json
-import subprocess
-import sys
-import threading
 from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
+from data_helpers import Numbers, flat, ids, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minipar.data import Batch, Loader, WindowDataset, share
 from minipar.errors import DataError, UsageError
-
-
-class Numbers:
-    """Sample i is (i, i % classes); every `gap`-th target is ignored. No `targets`: only what is required."""
-
-    def __init__(self, length, gap=0, fail_at=None):
-        self.length, self.gap, self.fail_at, self.fetched = length, gap, fail_at, 0
-
-    def __len__(self):
-        return self.length
-
-    def fetch(self, indices, dtype=None):
-        self.fetched += 1
-        if self.fail_at is not None and self.fail_at in indices:
-            raise OSError(f"sample {self.fail_at} cannot be read")
-        targets = np.asarray(indices, np.int64) % 7
-        if self.gap:
-            targets = np.where(indices % self.gap == 0, -100, targets)
-        return np.asarray(indices, dtype or np.float32)[:, None] * np.ones(2, dtype or np.float32), targets
-
-
-def prefetchers():
-    return [thread for thread in threading.enumerate() if thread.name == "minipar-prefetch"]
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    yield
-    gc.collect()
-    assert prefetchers() == []
-
-
-def ids(batches):
-    return [batch.indices.tolist() for batch in batches]
-
-
-def flat(batches):
-    return list(itertools.chain.from_iterable(ids(batches)))
-
-
-def same(one, other):
-    assert one.step == other.step and one.epoch == other.epoch and one.index == other.index
-    assert (one.offset, one.samples, one.count) == (other.offset, other.samples, other.count)
-    for name in ("inputs", "targets", "indices"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
-        assert getattr(one, name).dtype == getattr(other, name).dtype
-
 
 layouts = st.fixed_dictionaries({
     "length": st.integers(1, 40), "batch": st.integers(1, 17), "ranks": st.integers(1, 6),
@@ -267,125 +216,6 @@ def test_transform_draws_the_same_under_any_layout(prefetch):
 def test_transform_must_keep_the_counts(transform):
     with pytest.raises(UsageError, match=r"the transform made .* must keep these numbers"):
         next(iter(Loader(Numbers(8), 4, transform=transform)))
-
-
-# --- the background thread --------------------------------------------------------------------------------
-
-
-def test_prefetched_equals_made_on_demand():
-    ahead, on_demand = (Loader(Numbers(23), 4, prefetch=prefetch).steps(20) for prefetch in (3, 0))
-    for one, other in zip(ahead, on_demand, strict=True):
-        same(one, other)
-
-
-@pytest.mark.parametrize("depth", [1, 3])
-def test_no_more_than_prefetch_batches_are_made_ahead(depth):
-    made = threading.Semaphore(0)
-    dataset = Numbers(100)
-
-    def counting(inputs, targets, keys):
-        made.release()
-        return inputs, targets
-
-    stream = Loader(dataset, 2, prefetch=depth, transform=counting).steps(20)
-    next(stream)
-    for _ in range(1 + depth):
-        assert made.acquire(timeout=30)  # they do get made while the consumer is away
-    assert not made.acquire(timeout=0.05)
-    assert dataset.fetched == 1 + depth
-    stream.close()
-
-
-@pytest.mark.parametrize("prefetch", [0, 1, 4])
-def test_an_exception_comes_where_its_batch_would(prefetch):
-    loader = Loader(Numbers(20, fail_at=9), 4, shuffle=False, prefetch=prefetch)
-    seen = []
-    with pytest.raises(OSError, match="sample 9 cannot be read"):
-        for batch in loader:
-            seen.append(batch.index)
-    assert seen == [0, 1] and loader.state_dict()["index"] == 2
-    loader.dataset.fail_at = None
-    assert [batch.index for batch in loader] == [2, 3, 4]  # and can be tried again
-
-
-def test_threads_end_on_break_close_error_exit_and_collection():
-    loader = Loader(Numbers(1000), 2)
-    for batch in loader:
-        assert prefetchers()
-        if batch.index == 3:
-            break
-    assert prefetchers() == []
-    stream = loader.forever()
-    assert next(stream).index == 4 and len(prefetchers()) == 1
-    stream.close()
-    assert prefetchers() == []
-    with loader as entered:
-        held = loader.forever()
-        next(held)
-        assert entered is loader and len(prefetchers()) == 1
-    assert prefetchers() == []
-    with pytest.raises(ZeroDivisionError):
-        for _ in Loader(Numbers(1000), 2):
-            1 / 0  # noqa: B018
-    assert prefetchers() == []
-    cycle = [Loader(Numbers(1000), 2).forever()]
-    cycle.append(cycle)
-    next(cycle[0])
-    del cycle
-    gc.collect()
-    assert prefetchers() == []
-
-
-def test_a_second_iteration_ends_the_first_by_name():
-    loader = Loader(Numbers(100), 2)
-    first = iter(loader)
-    next(first)
-    second = iter(loader)
-    assert next(second).index == 1 and len(prefetchers()) == 1
-    with pytest.raises(UsageError, match="was ended by close, rewind, load_state_dict or another iteration"):
-        next(first)
-    assert next(second).index == 2  # the second is not disturbed
-    for disturb in (loader.close, loader.rewind, lambda: loader.load_state_dict(loader.state_dict())):
-        stream = loader.forever()
-        next(stream)
-        disturb()
-        with pytest.raises(UsageError, match="cannot go on"):
-            next(stream)
-
-
-def test_the_thread_runs_in_a_copy_of_the_consumers_context():
-    variable = contextvars.ContextVar("variable", default="outside")
-    seen = []
-
-    def look(inputs, targets, keys):
-        seen.append(variable.get())
-        variable.set("changed in the thread")
-        return inputs, targets
-
-    variable.set("of the consumer")
-    for _ in Loader(Numbers(4), 4, transform=look):
-        pass
-    assert seen == ["of the consumer"] and variable.get() == "of the consumer"
-
-
-def test_the_interpreter_ends_with_an_iteration_under_way():
-    script = ("import numpy as np\nfrom minipar.data import Loader, WindowDataset\n"
-              "stream = Loader(WindowDataset(np.arange(1000), 4), 2).forever()\nprint(next(stream).step)")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
-
-
-def test_rank_threads_each_have_their_own_loader():
-    results = {}
-
-    def run(rank):
-        results[rank] = list(Loader(Numbers(30), 7, rank=rank, ranks=4).steps(10))
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(4)]
-    [thread.start() for thread in threads]
-    [thread.join(60) for thread in threads]
-    serial = ids(Loader(Numbers(30), 7).steps(10))
-    assert [flat(results[rank][step] for rank in range(4)) for step in range(10)] == serial
 
 
 # --- wrong use -------------------------------------------------------------------------------------------

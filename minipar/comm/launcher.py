@@ -1,0 +1,133 @@
+"""Start a command on several MPI ranks with the mpirun of this very environment.
+
+`minipar run` and `make train` end up here. It takes care of what is easily got wrong: another MPI's mpirun
+(which silently starts N single ranks), BLAS threads (two a rank on two cores were measured 60 times slower
+than one), jobs that outlive their time, and processes that outlive their job.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+from minipar.errors import UsageError
+
+GRACE_SECONDS = 3.0  # between asking a job to end and killing it
+TIMED_OUT = 124  # exit code, as of timeout(1)
+
+
+def find_mpirun() -> str:
+    """Return the path of mpirun: the one beside this Python, else the first on PATH.
+
+    Raises:
+        UsageError: there is none.
+    """
+    beside = Path(sys.executable).parent / "mpirun"
+    if beside.exists():
+        return str(beside)
+    found = shutil.which("mpirun")
+    if found is None:
+        raise UsageError("no mpirun was found: pip install mpich, or load your MPI module")
+    return found
+
+
+def is_open_mpi(mpirun: str) -> bool:
+    """Return whether this mpirun is Open MPI's."""
+    version = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=30)
+    return "open" in version.stdout.lower() and "mpich" not in version.stdout.lower()
+
+
+def job_environment(ranks: int, open_mpi: bool, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment of a job: `base` (by default this process's) and what minipar adds to it."""
+    environment = dict(os.environ if base is None else base)
+    environment["MINIPAR_WORLD_SIZE"] = str(ranks)
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment[variable] = "1"
+    crowded = ranks > available_cores()
+    if open_mpi:
+        environment["OMPI_ALLOW_RUN_AS_ROOT"] = environment["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+        environment["PRTE_MCA_rmaps_default_mapping_policy"] = ":oversubscribe"
+    elif crowded:
+        environment.setdefault("MPIR_CVAR_ENABLE_HEAVY_YIELD", "1")
+    return environment
+
+
+def available_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_mpi(
+    command: Sequence[str],
+    ranks: int,
+    timeout: float | None = None,
+    env: Mapping[str, str] | None = None,
+    hostfile: str | None = None,
+) -> int:
+    """Run `command` on `ranks` MPI ranks and return the job's exit code.
+
+    Args:
+        command: program and arguments, e.g. [sys.executable, "train.py"].
+        timeout: seconds after which the whole job is killed and 124 returned; None for no limit.
+        env: the environment to start from, by default this process's.
+        hostfile: passed on to mpirun, for more than one host.
+
+    Interrupts and SIGTERM are passed on to the job, and no process of it is left when this returns.
+
+    Raises:
+        UsageError: no mpirun, or fewer than one rank.
+    """
+    if ranks < 1:
+        raise UsageError(f"ranks={ranks} must be one or more")
+    mpirun = find_mpirun()
+    open_mpi = is_open_mpi(mpirun)
+    hosts = [] if hostfile is None else ["--hostfile" if open_mpi else "-f", hostfile]
+    job = subprocess.Popen(
+        [mpirun, *hosts, "-n", str(ranks), *command],
+        env=job_environment(ranks, open_mpi, env),
+        start_new_session=True,  # a process group of its own, so that all of it can be signalled
+    )
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        signal_job(job, number)
+
+    forwarded = {}
+    if threading.current_thread() is threading.main_thread():
+        forwarded = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = job.wait(timeout)
+    except subprocess.TimeoutExpired:
+        print(f"minipar: the job was killed after {timeout:g} s: {' '.join(command)}", file=sys.stderr)
+        code = TIMED_OUT
+    finally:
+        end_job(job)
+        for number, handler in forwarded.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+def signal_job(job: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to every process of the job."""
+    try:
+        os.killpg(job.pid, number)
+    except ProcessLookupError:  # all of them have ended
+        return
+
+
+def end_job(job: subprocess.Popen[bytes]) -> None:
+    """Ask what is left of the job to end, then kill it."""
+    if job.poll() is None:
+        signal_job(job, signal.SIGTERM)
+        try:
+            job.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            signal_job(job, signal.SIGKILL)
+            job.wait()
+    signal_job(job, signal.SIGKILL)

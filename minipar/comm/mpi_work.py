@@ -1,0 +1,174 @@
+"""What is under way in an MPI communicator: nonblocking collectives, sends, receives."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mpi4py import MPI
+
+from minipar.backend import Array
+from minipar.comm.guard import Call
+from minipar.comm.interface import Work
+from minipar.comm.wire import HEADER_BYTES, as_buffer, on_device, read_header
+from minipar.errors import MismatchError
+
+if TYPE_CHECKING:
+    from minipar.comm.mpi import MPICommunicator
+
+
+class MPICollective(Work):
+    """A nonblocking collective: first its check comes back, then its data is started."""
+
+    def __init__(
+        self, comm: MPICommunicator, call: Call, start: Callable[[], Any], finish: Callable[[], Array]
+    ) -> None:
+        self._comm = comm
+        self._call = call
+        self._start = start
+        self._finish = finish
+        self._check = comm.begin_check(call) if comm.checks else None
+        self._data: Any = None  # the request, once the data is started
+        self._error: MismatchError | None = None
+        self._complete = False
+        self._result: Array | None = None
+
+    def start(self, block: bool) -> bool:
+        """Start the data if the check has come back (or wait for that); return whether this is settled.
+
+        Raises:
+            MismatchError: the ranks differ. Only if `block`, since all ranks must meet to say how.
+        """
+        check = self._check
+        if check is not None:
+            if block:
+                check.request.Wait()
+            elif not (check.request.Test() and check.equal()):
+                return False
+            self._check = None
+            try:
+                self._comm.end_check(self._call, check)
+            except MismatchError as error:
+                self._error = error
+                raise
+        if self._data is None and self._error is None:
+            self._data = self._start()
+        return True
+
+    def wait(self) -> Any:
+        if not self._complete:
+            journal = self._comm.journal
+            journal.wait_begins(self._call)
+            self._comm.start_queued(until=self)
+            if self._error is not None:
+                journal.wait_ends()
+                raise MismatchError(*self._error.args)
+            self._data.Wait()
+            self._result = self._finish()
+            self._complete = True
+            journal.wait_ends()
+        return self._result
+
+    def done(self) -> bool:
+        if self._complete:
+            return True
+        self._comm.progress()
+        if self._data is None:
+            return self._error is not None
+        return bool(self._data.Test())
+
+
+class MPISend(Work):
+    """A send under way: the header, which is small enough never to wait, and the data."""
+
+    def __init__(self, comm: MPICommunicator, call: Call, requests: list[Any], buffers: Any) -> None:
+        self._comm = comm
+        self._call = call
+        self._requests = requests
+        self._buffers = buffers  # kept alive while MPI reads them
+
+    def wait(self) -> None:
+        self._comm.journal.wait_begins(self._call)
+        MPI.Request.Waitall(self._requests)
+        self._comm.journal.wait_ends()
+        self._buffers = None
+
+    def done(self) -> bool:
+        return bool(MPI.Request.Testall(self._requests))
+
+
+class MPIReceive(Work):
+    """A receive under way: the header tells shape and dtype, the data follows.
+
+    Messages with the same source and tag keep their order: the data of a receive is not posted before that
+    of the receives asked for earlier. Where shape and dtype are known it is posted at once.
+    """
+
+    def __init__(self, comm: MPICommunicator, call: Call, out: Array | None) -> None:
+        self._comm = comm
+        self._call = call
+        self._out = out
+        self._host: Any = None
+        self._data: Any = None  # the request, once the data is posted
+        self._complete = False
+        self._source, self._tag = call.peer or 0, call.tag or 0
+        self._header = bytearray(HEADER_BYTES)
+        self._announced = comm.side.Irecv(self._header, self._source, self._tag)
+        self._line: deque[MPIReceive] = comm.incoming.setdefault((self._source, self._tag), deque())
+        if call.shape is not None and not self._line:
+            self._post(call.shape, call.dtype)
+        else:
+            self._line.append(self)
+
+    def _post(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self._host = self._out if type(self._out) is np.ndarray else np.empty(shape, dtype)
+        self._data = self._comm.mpi.Irecv(as_buffer(self._host), self._source, self._tag)
+
+    def _post_line(self, block: bool) -> bool:
+        """Post the data of all in the line up to this one, as headers come; return whether this one is."""
+        while self._data is None:
+            head = self._line[0]
+            if block:
+                head._announced.Wait()
+            elif not head._announced.Test():
+                return False
+            shape, dtype, _ = head._read()
+            head._post(shape, dtype)
+            self._line.popleft()
+        return True
+
+    def _read(self) -> tuple[tuple[int, ...], Any, bool]:
+        """Return what the header says, if it is what this receive expects."""
+        shape, dtype, gpu = read_header(self._header)
+        call, comm = self._call, self._comm
+        if call.shape is not None and (call.shape, call.dtype) != (shape, dtype):
+            comm.journal.wait_ends()
+            raise MismatchError(
+                f"rank {comm.members[comm.rank]} called {call}; rank {comm.members[self._source]} sent "
+                f"{shape} {dtype}: they differ in shape or dtype"
+            )
+        return shape, dtype, gpu
+
+    def wait(self) -> Any:
+        if not self._complete:
+            comm = self._comm
+            comm.journal.wait_begins(self._call)
+            self._post_line(block=True)
+            self._announced.Wait()
+            gpu = self._read()[2]
+            self._data.Wait()
+            if self._out is None:
+                self._out = on_device(self._host, gpu)
+            elif self._out is not self._host:
+                self._out.set(self._host)  # type: ignore[attr-defined]
+            comm._add("recv", 0, self._host.size, self._host.nbytes)
+            comm.journal.wait_ends()
+            self._complete = True
+        return self._out
+
+    def done(self) -> bool:
+        return self._complete or (
+            self._post_line(block=False) and bool(self._announced.Test()) and bool(self._data.Test())
+        )

@@ -1,0 +1,74 @@
+"""What the commands do, as functions of settings and a communicator: the same on threads and under MPI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minipar.comm.interface import Communicator
+from minipar.config import TrainConfig
+from minipar.data import Vocabulary
+from minipar.errors import UsageError
+from minipar.models import GPT, Model, generate
+from minipar.report import console, progress, say, verify_table
+from minipar.runs import RunWriter
+from minipar.training import Job
+from minipar.verification import verify
+
+
+def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
+    """Train, write the run's directory and print what came of it. Rank 0 prints and writes."""
+    job = Job(config, comm)
+    screen = console()
+    master = comm.rank == 0
+    if master:
+        n = sum(p.size for p in job.model.parameters())
+        say(screen, {
+            "model": f"{config.model}, {n:,} parameters, {config.dtype}",
+            "data": f"{job.data.info['name']}, {len(job.data.train):,} training samples",
+            "ranks": f"{comm.size}, data parallel, {config.aggregation}",
+        })  # fmt: skip
+        if comm.size > len(job.data.train):
+            screen.print(f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle")
+    writer = RunWriter(out, job) if master else None
+    records = job.train()
+    for record in progress(records, config.steps or 0, screen) if master else records:
+        if writer:
+            writer.add(record)
+    validation = job.evaluate()
+    if writer:
+        writer.finish(validation)
+        seconds = record.seconds
+        say(screen, {
+            "": "",
+            "validation": f"loss {validation['loss']:.3f} nats, accuracy {validation['accuracy']:.1%}",
+            "time": f"{seconds:.0f} s, {config.steps * (config.batch or 0) / seconds:,.0f} samples/s",  # type: ignore[operator]
+            "loss curve": out / "loss.png",
+            "weights": out / "model.safetensors",
+        })  # fmt: skip
+        if isinstance(job.model, GPT):
+            screen.print("\nsample of what it writes:\n")
+            screen.print(continue_text(job.model, job.data.vocabulary, "The ", 300, 0.8, None, config.seed), markup=False)
+
+
+def run_verification(config: TrainConfig, comm: Communicator) -> bool:
+    """Compare the parallel run with the serial one, print the table (rank 0), return whether it holds."""
+    report = verify(config, comm)
+    if comm.rank == 0:
+        what = f"{config.model} on {comm.size} ranks ({config.aggregation}) against serial, {config.steps} SGD steps"
+        console().print(verify_table(report, f"{what}, {config.dtype}"))
+    comm.barrier()  # a rank that left with an error code would end the job before the table is printed
+    return report.holds
+
+
+def continue_text(
+    model: Model, vocabulary: Vocabulary | None, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int
+) -> str:
+    """Return `prompt` and `tokens` more characters from a GPT.
+
+    Raises:
+        UsageError: the model is no GPT, or the prompt is empty or has a character it never saw.
+    """
+    if not isinstance(model, GPT) or vocabulary is None:
+        raise UsageError("generate: this run's model is no GPT on text")
+    ids = vocabulary.encode(prompt)
+    return vocabulary.decode(generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed))

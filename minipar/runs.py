@@ -1,0 +1,100 @@
+"""A run's directory: its settings, its metrics, its picture and its weights.
+
+    RUN/config.json         settings, layout, data facts, vocabulary, final validation
+    RUN/metrics.jsonl       one object a step: step loss grad_norm samples_per_s seconds
+    RUN/loss.png            the loss curve
+    RUN/model.safetensors   the trained weights; a GPT's in GPT-2's layout
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from safetensors.numpy import save_file
+
+from minipar.config import TrainConfig
+from minipar.data import Vocabulary
+from minipar.errors import DataError, UsageError
+from minipar.models import GPT, Model
+from minipar.models import gpt2_weights as gpt2
+from minipar.plot import loss_curves
+from minipar.training import Job, StepRecord, build_model
+
+
+class RunWriter:
+    """Writes a run's directory; used by rank 0 only.
+
+    Raises:
+        UsageError: the directory cannot be made or written.
+    """
+
+    def __init__(self, directory: Path, job: Job):
+        self.directory, self.job = directory, job
+        self.losses: list[float] = []
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._metrics: TextIO = (directory / "metrics.jsonl").open("w")
+        except OSError as error:
+            raise UsageError(f"--out {directory} cannot be written: {error.strerror}") from None
+        self._write_config(None)
+
+    def _write_config(self, validation: dict[str, float] | None) -> None:
+        vocabulary = self.job.data.vocabulary
+        facts = {
+            "config": self.job.config.to_dict(),
+            "ranks": self.job.comm.size,
+            "data": dict(self.job.data.info),
+            "vocabulary": vocabulary.to_dict() if vocabulary else None,
+            "validation": validation,
+        }
+        (self.directory / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    def add(self, record: StepRecord) -> None:
+        """Append one step's line."""
+        self.losses.append(record.loss)
+        self._metrics.write(json.dumps(asdict(record)) + "\n")
+        self._metrics.flush()  # so that a run can be watched, and a killed one keeps its history
+
+    def finish(self, validation: dict[str, float]) -> None:
+        """Write the weights, the picture and the final validation."""
+        self._metrics.close()
+        save_weights(self.job.model, self.directory / "model.safetensors")
+        config = self.job.config
+        title = f"{config.model} on {self.job.data.info['name']}, {self.job.comm.size} ranks"
+        at = {len(self.losses): validation["loss"]}
+        loss_curves({"training": self.losses}, self.directory / "loss.png", validation=at, title=title)
+        self._write_config(validation)
+
+
+def save_weights(model: Model, path: Path) -> None:
+    """Write a model's weights as safetensors; a GPT's in GPT-2's layout."""
+    if isinstance(model, GPT):
+        gpt2.save(model, path)
+    else:
+        save_file(model.state_dict(), path)
+
+
+def load_run(directory: Path) -> tuple[Model, TrainConfig, Vocabulary | None]:
+    """Return a finished run's model, settings and vocabulary.
+
+    Raises:
+        UsageError: the directory holds no finished run.
+        DataError: a file in it is damaged.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UsageError(f"{directory} holds no run: {path} does not exist; make one with minipar train --out {directory}")
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+        config = TrainConfig(**facts["config"])
+        vocabulary = Vocabulary.from_dict(facts["vocabulary"]) if facts["vocabulary"] else None
+        model = build_model(config, facts["data"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    state = gpt2.read_safetensors(directory / "model.safetensors")
+    model.assign_paths()
+    model.load_state_dict(gpt2.from_gpt2(state) if isinstance(model, GPT) else state)
+    return model, config, vocabulary

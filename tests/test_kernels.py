@@ -1,0 +1,424 @@
+"""The fast kernels against their plain formulas: every precision, strided, odd-shaped and empty arrays."""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import numpy as np
+import pytest
+
+from minipar import kernels
+from minipar.kernels import cpu, plain
+
+SINGLE, DOUBLE, HALF = np.float32, np.float64, np.float16
+TOLERANCE = {DOUBLE: 1e-12, SINGLE: 2e-5, HALF: 2e-3}
+
+
+def make(*shape, dtype=DOUBLE, seed=0, scale=1.0):
+    return np.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape) * scale).astype(dtype)
+
+
+def is_float(a):
+    return isinstance(a, np.ndarray) and a.dtype.kind == "f"
+
+
+def arrays(result):
+    """Every array in a kernel's result, in order."""
+    return [a for a in (result if isinstance(result, tuple) else (result,)) if a is not None]
+
+
+def copied(args):
+    return [a.copy() if isinstance(a, np.ndarray) else a for a in args]
+
+
+def in_double(args):
+    return [a.astype(DOUBLE) if is_float(a) else a for a in args]
+
+
+def check(name, *args, tolerance=None, **options):
+    """One kernel on both sides: values of the plain formula in float64, dtypes of the plain formula.
+
+    Also that nothing aliases an input and no input is modified. Returns the fast kernel's result.
+    """
+    before = copied(args)
+    fast = getattr(cpu, name)(*args, **options)
+    for arg, was in zip(args, before):
+        if isinstance(was, np.ndarray):
+            np.testing.assert_array_equal(arg, was, err_msg=f"{name} modified an input")
+    same = arrays(getattr(plain, name)(*args, **options))
+    exact = arrays(getattr(plain, name)(*in_double(args), **options))
+    if tolerance is None:
+        tolerance = max(TOLERANCE[a.dtype.type] for a in args if is_float(a))
+    assert len(arrays(fast)) == len(same)
+    for got, also, want in zip(arrays(fast), same, exact):
+        assert got.dtype == also.dtype and got.shape == also.shape == want.shape
+        assert not any(np.shares_memory(got, a) for a in args if isinstance(a, np.ndarray))
+        reach = tolerance * max(1.0, float(np.abs(want).max(initial=0.0)))
+        np.testing.assert_allclose(got.astype(DOUBLE), want, rtol=0, atol=reach, err_msg=name)
+        np.testing.assert_allclose(also.astype(DOUBLE), want, rtol=0, atol=reach, err_msg=f"plain {name}")
+    return fast
+
+
+EVERY_DTYPE = pytest.mark.parametrize("dtype", [SINGLE, DOUBLE, HALF])
+
+
+def test_both_sets_have_the_same_names_and_signatures():
+    assert sorted(cpu.__all__) == sorted(plain.__all__)
+    for name in plain.__all__:
+        ours, theirs = (list(inspect.signature(getattr(m, name)).parameters) for m in (cpu, plain))
+        assert ours == [p for p in theirs if p != "xp"], name
+
+
+def test_of_gives_the_kernels_of_the_device():
+    assert kernels.of(np.ones(3)) is cpu
+
+
+# ---- activations, norms, softmax -----------------------------------------------------------------------
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("form", ["tanh", "none"])
+@pytest.mark.parametrize("shape", [(), (0, 4), (7, 3), (3, 70_001)])
+def test_gelu(dtype, form, shape):
+    x, g = make(*shape, dtype=dtype, scale=3), make(*shape, dtype=dtype, seed=1)
+    check("gelu", x, approximate=form)
+    check("gelu_backward", g, x, approximate=form)
+    if len(shape) == 2:
+        check("gelu", x.T, approximate=form)
+        check("gelu_backward", g.T, x.T, approximate=form)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("shape", [(5,), (0, 5), (3, 4, 33), (700, 257)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms(dtype, shape, affine):
+    x, g = make(*shape, dtype=dtype) + dtype(2), make(*shape, dtype=dtype, seed=1)
+    w, b = (make(shape[-1], dtype=dtype, seed=s) if affine else None for s in (2, 3))
+    _, mean, rstd = check("layer_norm", x, w, b, 1e-5)
+    loose = None if dtype is not HALF else 1e-2  # gradients of float16 sums, relative to their largest
+    check("layer_norm_backward", g, x, mean, rstd, w, tolerance=loose)
+    _, rstd = check("rms_norm", x, w, 1e-5)
+    check("rms_norm_backward", g, x, rstd, w, tolerance=loose)
+
+
+def test_norms_take_strided_and_broadcast_arrays():
+    x, w = make(6, 9, 4).transpose(2, 0, 1), make(9, seed=1)
+    g = np.broadcast_to(np.ones(1), x.shape)
+    _, mean, rstd = check("layer_norm", x, w, None, 1e-5)
+    check("layer_norm_backward", g, x, mean, rstd, w)
+    check("rms_norm_backward", g, x, check("rms_norm", x, w, 1e-5)[1], w)
+
+
+def test_layer_norm_keeps_precision_under_a_large_mean():
+    x = make(8, 256, dtype=SINGLE) + SINGLE(1000)
+    y, _, _ = cpu.layer_norm(x, None, None, 1e-5)
+    want = plain.layer_norm(x.astype(DOUBLE), None, None, 1e-5)[0]
+    assert np.abs(y - want).max() < 2e-3  # E[x²] - E[x]² would be off by more than 1
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("shape, axis", [((5,), 0), ((0, 3), 1), ((4, 3, 7), 1), ((900, 301), -1)])
+def test_softmax(dtype, shape, axis):
+    x, g = make(*shape, dtype=dtype, scale=4), make(*shape, dtype=dtype, seed=1)
+    check("softmax_backward", g, check("softmax", x, axis), axis)
+    check("log_softmax_backward", g, check("log_softmax", x, axis), axis)
+
+
+def test_softmax_of_huge_and_of_no_logits():
+    x = np.array([[1e4, -1e4, 1e4 - 1], [-1e4, -1e4, -1e4], [-np.inf, -np.inf, -np.inf]], SINGLE)
+    y = check("softmax", x, -1)
+    assert y[1].tolist() == pytest.approx([1 / 3] * 3) and y[2].tolist() == [0, 0, 0]
+    log = cpu.log_softmax(x, -1)
+    assert log[0, 2] == pytest.approx(-1.313262, abs=1e-5) and np.isneginf(log[2]).all()
+    assert np.isnan(cpu.softmax(np.array([[np.nan, 1.0]]), -1)).all()
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("count, width", [(0, 4), (5, 3), (1500, 301)])
+def test_cross_entropy(dtype, smoothing, count, width):
+    logits, g = make(count, width, dtype=dtype, scale=3), make(count, dtype=dtype, seed=1)
+    targets = np.random.default_rng(0).integers(0, width, count)
+    targets[::4] = -7
+    losses, saved = check("cross_entropy", logits, targets, ignore_index=-7, label_smoothing=smoothing)
+    d = check("cross_entropy_backward", g, logits, targets, saved, ignore_index=-7, label_smoothing=smoothing)
+    assert not losses[::4].any() and not d[::4].any()
+
+
+def test_cross_entropy_of_huge_logits_is_exact():
+    logits = np.array([[1e4, 1e4 - 1, -1e4], [-1e4, -1e4 + 2, -1e4]], SINGLE)
+    losses, saved = cpu.cross_entropy(logits, np.array([1, 0]))
+    p = np.exp([1.0, 0.0]) / np.exp([1.0, 0.0]).sum()
+    assert losses[0] == pytest.approx(-math.log(p[1]), rel=1e-6)
+    assert losses[1] == pytest.approx(math.log(2 + math.exp(2)), rel=1e-6)
+    d = cpu.cross_entropy_backward(np.ones(2, SINGLE), logits, np.array([1, 0]), saved)
+    assert d[0].tolist() == pytest.approx([p[0], p[1] - 1, 0], abs=1e-6)
+
+
+def test_an_ignored_row_of_nan_leaves_loss_and_gradient_clean():
+    logits = np.array([[np.nan, np.nan], [1.0, 2.0]])
+    losses, saved = cpu.cross_entropy(logits, np.array([-100, 1]))
+    d = cpu.cross_entropy_backward(np.ones(2), logits, np.array([-100, 1]), saved)
+    assert losses[0] == 0 and not d[0].any() and np.isfinite(d).all()
+
+
+@pytest.mark.parametrize("module", [cpu, plain])
+@pytest.mark.parametrize("bad", [3, -1])
+def test_a_target_or_id_out_of_range_is_named(module, bad):
+    with pytest.raises(ValueError, match=rf"targets holds {bad}, which is outside 0\.\.2"):
+        module.cross_entropy(make(2, 3), np.array([0, bad]))
+    with pytest.raises(ValueError, match=rf"ids holds {bad}, which is outside 0\.\.2"):
+        module.embedding(make(3, 2), np.array([[0, bad]]))
+    with pytest.raises(ValueError, match="targets must be integers"):
+        module.cross_entropy(make(2, 3), np.array([0.0, 1.0]))
+
+
+# ---- attention -----------------------------------------------------------------------------------------
+
+
+def fused_heads(b, t, h, d, dtype):
+    """q, k, v as views of one (B, T, 3, H, D) projection, transposed to (B, H, T, D)."""
+    qkv = make(b, t, 3, h, d, dtype=dtype)
+    return [qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3)]
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("b, t, h, d", [(2, 1, 1, 3), (0, 4, 2, 3), (3, 130, 5, 8), (2, 600, 2, 4)])
+def test_attention_on_fused_projections(dtype, causal, b, t, h, d):
+    q, k, v = fused_heads(b, t, h, d, dtype)
+    g = make(b, t, h, d, dtype=dtype, seed=1).transpose(0, 2, 1, 3)
+    _, probs = check("attention", q, k, v, causal=causal)
+    plain_probs = probs if dtype is HALF else plain.attention(q, k, v, causal=causal)[1]
+    check("attention_backward", g, q, k, v, plain_probs, causal=causal)
+    merged = np.full((b, t, h, d), np.nan, dtype)
+    y, _ = cpu.attention(q, k, v, causal=causal, out=merged.transpose(0, 2, 1, 3))
+    assert np.shares_memory(y, merged) or not merged.size
+    np.testing.assert_array_equal(merged.transpose(0, 2, 1, 3), cpu.attention(q, k, v, causal=causal)[0])
+    dqkv = np.full((b, t, 3, h, d), np.nan, dtype)
+    into = tuple(dqkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+    cpu.attention_backward(g, q, k, v, plain_probs, None, into, causal)
+    for got, want in zip(into, cpu.attention_backward(g, q, k, v, plain_probs)):
+        np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE[dtype] * 4)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 2, 3)])
+@pytest.mark.parametrize("tq, tk", [(5, 9), (9, 5), (100, 70), (70, 100)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_of_uneven_lengths_and_masks(lead, tq, tk, causal):
+    q, k, v = make(*lead, tq, 4), make(*lead, tk, 4, seed=1), make(*lead, tk, 6, seed=2)
+    g = make(*lead, tq, 6, seed=3)
+    boolean = np.random.default_rng(0).random((tq, tk)) < 0.6
+    boolean[1] = False  # a query that may attend to nothing
+    for mask in (None, boolean, np.where(boolean, 0.5, -np.inf), make(*lead, 1, tk)):
+        for scale in (None, 40.0):  # 40: beyond the scores that exp takes without a row maximum
+            y, probs = check("attention", q, k, v, mask=mask, causal=causal, scale=scale)
+            check("attention_backward", g, q, k, v, probs, scale=scale, causal=causal)
+            if mask is boolean:
+                assert not y[..., 1, :].any() and not probs[..., 1, :].any()
+
+
+def test_attention_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"attention needs q .* but got q \(2, 3, 4\), k \(2, 5, 3\)"):
+        cpu.attention(make(2, 3, 4), make(2, 5, 3), make(2, 5, 3))
+
+
+# ---- linear, embedding ---------------------------------------------------------------------------------
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("lead", [(), (0,), (7,), (3, 50)])
+def test_linear(dtype, lead):
+    x, w, b = make(*lead, 5, dtype=dtype), make(4, 5, dtype=dtype, seed=1), make(4, dtype=dtype, seed=2)
+    g = make(*lead, 4, dtype=dtype, seed=3)
+    check("linear", x, w, b)
+    check("linear", x, w, None)
+    check("linear_backward_input", g, w)
+    check("linear_backward_weight", g, x)
+    check("linear_backward_bias", g)
+    y = g.copy()
+    assert cpu.bias_add_(y, b) is y
+    np.testing.assert_array_equal(y, g + b)
+
+
+def test_linear_takes_strided_and_broadcast_arrays():
+    x, w = make(5, 6, 8).transpose(2, 1, 0)[:, ::2], make(10, 4)[::2].T
+    g = np.broadcast_to(np.ones(1), (8, 3, 4))
+    check("linear", x, w, None)
+    check("linear_backward_input", g, w)
+    check("linear_backward_weight", g, x)
+    check("linear_backward_bias", g)
+
+
+def test_float16_products_accumulate_in_float32():
+    x, w = np.full((1, 4096), 1, HALF), np.full((1, 4096), 1, HALF)
+    assert cpu.linear(x, w, None)[0, 0] == 4096  # a float16 sum of ones stops at 2048
+    assert cpu.linear_backward_bias(x.T)[0] == 4096
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("shape", [(), (0,), (9,), (4, 60)])
+def test_embedding(dtype, shape):
+    w, ids = make(11, 3, dtype=dtype), np.random.default_rng(0).integers(0, 11, shape)
+    check("embedding", w, ids)
+    loose = 1e-2 if dtype is HALF else None
+    check("embedding_backward", make(*shape, 3, dtype=dtype, seed=1), ids, 11, tolerance=loose)
+
+
+# ---- counter-based randomness --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [cpu, plain])
+def test_splitmix64_gives_the_published_stream(module):
+    stream = module.splitmix64(1234567, np.arange(5, dtype=np.uint64)).tolist()
+    assert stream[:3] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert stream[3:] == [4593380528125082431, 16408922859458223821]
+
+
+def test_splitmix64_is_bitwise_the_same_on_both():
+    index = np.random.default_rng(0).integers(0, 2**64, (3, 30_000), dtype=np.uint64)
+    for key in (0, 2**64 - 1, -5):
+        np.testing.assert_array_equal(cpu.splitmix64(key, index.T), plain.splitmix64(key, index.T))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+def test_dropout_mask(p):
+    keep = cpu.dropout_mask((30, 1001), p, key=99, start=7)
+    np.testing.assert_array_equal(keep, plain.dropout_mask((30, 1001), p, key=99, start=7))
+    uniform = (cpu.splitmix64(99, np.arange(7, 7 + keep.size, dtype=np.uint64)) >> np.uint64(11)) * 2.0**-53
+    np.testing.assert_array_equal(keep.ravel(), uniform >= p)
+    assert abs(keep.mean() - (1 - p)) < 0.01
+    part = cpu.dropout_mask((20, 1001), p, key=99, start=7 + 10 * 1001)
+    np.testing.assert_array_equal(part, keep[10:])  # a rank's shard is the serial mask's
+    assert cpu.dropout_mask((0, 3), p, 1, 0).shape == (0, 3)
+
+
+def test_dropout_refuses_an_impossible_probability():
+    with pytest.raises(ValueError, match=r"dropout probability must be in 0\.\.1, but is 1\.5"):
+        cpu.dropout_mask((2,), 1.5, 1, 0)
+
+
+# ---- optimizer steps -----------------------------------------------------------------------------------
+
+
+def layouts(size):
+    """The same numbers as a vector, a matrix and a strided view."""
+    flat = make(size, 2)
+    return [flat[:, 0].copy(), flat.copy(), flat[:, 1], flat.T]
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE])
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_adam_step_is_bitwise_the_plain_formula(dtype, decoupled):
+    for layout in layouts(60_000):
+        fast, slow = ([layout.astype(dtype, order="K") * s for s in (1, 0, 0)] for _ in range(2))
+        for step in (1, 2, 3):
+            g = make(*layout.shape, dtype=dtype, seed=step)
+            options = (1e-2, 0.9, 0.999, 1e-8, 0.1, step, decoupled)
+            cpu.adam_step_(fast[0], g, fast[1], fast[2], *options)
+            plain.adam_step_(slow[0], g, slow[1], slow[2], *options)
+        for a, b in zip(fast, slow):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("momentum, damping, nesterov", [(0.0, 0.0, False), (0.9, 0.3, False), (0.9, 0.0, True)])
+def test_sgd_step_is_bitwise_the_plain_formula(momentum, damping, nesterov):
+    for layout in layouts(60_000):
+        fast, slow = ([layout.astype(SINGLE, order="K") * s for s in (1, 0)] for _ in range(2))
+        for step in (1, 2, 3):
+            g = make(*layout.shape, dtype=SINGLE, seed=step)
+            for module, (p, buf) in ((cpu, fast), (plain, slow)):
+                state = buf if momentum else None
+                module.sgd_step_(p, g, state, 0.1, momentum, damping, nesterov, 0.01, step == 1)
+        for a, b in zip(fast, slow):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_optimizer_steps_write_into_strided_parameters():
+    whole = np.ones((4, 6), SINGLE)
+    view = whole[:, ::2]
+    cpu.sgd_step_(view, np.ones((4, 3), SINGLE), None, 0.5, 0.0, 0.0, False, 0.0, True)
+    assert (whole[:, ::2] == 0.5).all() and (whole[:, 1::2] == 1).all()
+
+
+# ---- convolution and pooling ---------------------------------------------------------------------------
+
+CONVOLUTIONS = [  # N, C, H, W, O, groups, kernel, stride, padding, dilation
+    (2, 3, 7, 8, 4, 1, (3, 3), (1, 1), (1, 1), (1, 1)),
+    (3, 4, 9, 6, 6, 2, (3, 2), (2, 1), (1, 0), (1, 2)),
+    (2, 4, 11, 11, 4, 4, (3, 3), (2, 2), (1, 1), (1, 1)),
+    (2, 4, 6, 9, 6, 2, (1, 1), (1, 1), (0, 0), (1, 1)),
+    (2, 2, 9, 9, 3, 1, (1, 1), (2, 2), (0, 0), (1, 1)),
+    (1, 2, 12, 12, 3, 1, (3, 3), (3, 3), (0, 0), (2, 2)),
+    (5, 2, 4, 4, 3, 1, (5, 5), (1, 1), (2, 2), (1, 1)),
+    (2, 3, 13, 10, 2, 1, (2, 2), (4, 3), (3, 1), (1, 1)),
+    (2, 3, 5, 5, 2, 1, (3, 3), (2, 2), (5, 4), (1, 3)),
+    (0, 3, 5, 5, 2, 1, (3, 3), (1, 1), (1, 1), (1, 1)),
+    (70, 16, 16, 16, 8, 1, (3, 3), (1, 1), (1, 1), (1, 1)),  # several blocks of samples, the last one short
+]
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("n, c, h, w, out, groups, kernel, stride, padding, dilation", CONVOLUTIONS)
+def test_conv2d(dtype, n, c, h, w, out, groups, kernel, stride, padding, dilation):
+    x = make(n, h, w, c, dtype=dtype, scale=0.3).transpose(0, 3, 1, 2)  # channels last: strided
+    weight, bias = make(out, c // groups, *kernel, dtype=dtype), make(out, dtype=dtype, seed=1)
+    where = (stride, padding, dilation, groups)
+    y, saved = check("conv2d", x, weight, bias, *where)
+    check("conv2d", x, weight, None, *where)
+    g = make(*y.shape, dtype=dtype, seed=2, scale=0.3)
+    check("conv2d_backward_input", g, weight, x.shape, *where)
+    loose = 1e-2 if dtype is HALF else None
+    check("conv2d_backward_weight", g, x, saved, kernel, *where, tolerance=loose)
+    check("conv2d_backward_bias", g, tolerance=loose)
+
+
+@pytest.mark.parametrize("module", [cpu, plain])
+def test_conv2d_refuses_sizes_that_do_not_fit(module):
+    where = ((1, 1), (0, 0), (1, 1))
+    with pytest.raises(ValueError, match="groups=2 must divide the 3 input and 4 output channels"):
+        module.conv2d(make(1, 3, 5, 5), make(4, 1, 3, 3), None, *where, 2)
+    with pytest.raises(ValueError, match="expects 2 input channels, but x has 3"):
+        module.conv2d(make(1, 3, 5, 5), make(4, 2, 3, 3), None, *where, 1)
+    with pytest.raises(ValueError, match="a window reaching over 6 elements does not fit in 5"):
+        module.conv2d(make(1, 3, 5, 5), make(4, 3, 6, 1), None, *where, 1)
+
+
+def test_im2col_and_col2im_are_transposes():
+    shape, where = (2, 3, 7, 6), ((3, 2), (2, 1), (1, 1), (1, 2))
+    x = make(*shape)
+    cols = check("im2col", x, *where)
+    other = make(*cols.shape, seed=1)
+    back = check("col2im", other, shape, *where)
+    assert (cols * other).sum() == pytest.approx((x * back).sum(), rel=1e-12)
+
+
+POOLS = [((2, 2), (2, 2), (0, 0)), ((3, 2), (2, 1), (1, 1)), ((2, 3), (3, 3), (0, 1)), ((7, 6), (1, 1), (0, 0))]
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("n", [0, 3])
+@pytest.mark.parametrize("kernel, stride, padding", POOLS)
+def test_pools(dtype, n, kernel, stride, padding):
+    x = make(n, 2, 7, 6, dtype=dtype)
+    where = (kernel, stride, padding)
+    y, saved = check("max_pool2d", x, *where)
+    g = make(*y.shape, dtype=dtype, seed=1)
+    check("max_pool2d_backward", g, saved, x.shape, *where)
+    check("avg_pool2d", x, *where)
+    check("avg_pool2d_backward", g, x.shape, *where)
+
+
+def test_max_pool_gives_the_gradient_to_the_first_of_equals():
+    x, g = np.zeros((1, 1, 2, 4)), np.ones((1, 1, 1, 2))
+    y, saved = cpu.max_pool2d(x, (2, 2), (2, 2), (0, 0))
+    dx = cpu.max_pool2d_backward(g, saved, x.shape, (2, 2), (2, 2), (0, 0))
+    assert dx[0, 0].tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("module", [cpu, plain])
+def test_pools_refuse_padding_beyond_half_the_kernel(module):
+    for name in ("max_pool2d", "avg_pool2d"):
+        with pytest.raises(ValueError, match=r"pooling padding \(2, 0\) must be at most half the kernel \(3, 3\)"):
+            getattr(module, name)(make(1, 1, 5, 5), (3, 3), (1, 1), (2, 0))
