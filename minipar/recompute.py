@@ -42,9 +42,9 @@ def recompute(module: Module, *inputs: Any) -> Tensor:
         output, again = context.copy().run(replay)
         run = running_backward()
         edge = output.edge()
-        assert edge is not None  # this node is on the tape because an input or a parameter wants a gradient
-        run.push(edge, g)
-        run.run(down_to=floor)
+        if edge is not None:  # None: the output depends on no input or parameter that wants a gradient
+            run.push(edge, g)
+            run.run(down_to=floor)
         # Parameters are older than `floor`: their gradients went into the run that is under way.
         return tuple(x.grad if isinstance(x, Tensor) else None for x in again) + (None,) * len(handles)
 

@@ -126,18 +126,13 @@ def grouped(texts: dict[int, str]) -> str:
     return "; ".join(sentences)
 
 
-def mismatch(calls: dict[int, tuple[tuple[Any, ...], str]]) -> str | None:
-    """Compare what the ranks of a group called.
+def mismatch(calls: dict[int, tuple[tuple[Any, ...], str]]) -> str:
+    """Return the message about calls that do not agree: ranks, operations, and what differs.
 
     Args:
         calls: for each rank (as numbered in the world) its call's `signature` and its text.
-
-    Returns:
-        None if all agree, else the message, naming ranks, operations and what differs.
     """
     signatures = [signature for signature, _ in calls.values()]
-    if all(signature == signatures[0] for signature in signatures):
-        return None
     differ = [
         name for name, *values in zip(SIGNATURE, *signatures) if any(value != values[0] for value in values)
     ]

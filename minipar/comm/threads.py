@@ -115,9 +115,12 @@ class ThreadCommunicator(Communicator):
             if step.missing:
                 return step, False
             del group.rounds[call.number]
-            text = mismatch({self.members[r]: (c.signature, str(c)) for r, c in enumerate(step.calls)})
-            if text is not None:
-                step.error = MismatchError(text)
+            signature = call.signature
+            if any(other.signature != signature for other in step.calls):
+                calls = {self.members[r]: (other.signature, str(other)) for r, other in enumerate(step.calls)}
+                step.error = MismatchError(mismatch(calls))
+                fabric.open(step.ready)
+                fabric.open(step.end)
             elif fabric.clock is not None:
                 cost = fabric.clock.collective(call.operation, step.nbytes, self.size)
                 step.finish = group.busy_until = max(step.start, group.busy_until) + cost

@@ -19,9 +19,9 @@ import numpy as np
 
 from minipar.kernels.common import Array, check_attention, widen
 from minipar.kernels.cpu_blocks import blas, block_length, blocks
+from minipar.kernels.cpu_softmax import is_moderate
 
 CAUSAL_ROWS = 64  # queries a block: smaller skips more, but BLAS slows down on thin matrices
-SAFE_SCORE = 60.0  # exp of ±60 is far from float32's limits, even summed over a row
 
 
 def attention(
@@ -123,7 +123,7 @@ def _masked_exp_(scores: Array, mask: Array | None, triangle: Array | None) -> A
     masks = [] if mask is None else [(scores, mask)]
     if triangle is not None and triangle.size:
         masks.append((scores[..., -triangle.shape[-1] :], triangle))
-    if scores.size and scores.min() > -SAFE_SCORE and scores.max() < SAFE_SCORE:
+    if is_moderate(scores):
         np.exp(scores, out=scores)
         for part, may in masks:
             part *= may

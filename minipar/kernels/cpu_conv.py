@@ -94,9 +94,8 @@ def conv2d_backward_weight(
     """See plain.conv2d_backward_weight."""
     gs, xs, out, per_group = widen(g), widen(x), g.shape[1], x.shape[1] // groups
     layout = Layout(x.shape, kernel, g.shape[2:], stride, padding, dilation)
-    stacked = [
-        np.zeros((groups, len(rows) * (out // groups), per_group * kernel[1]), gs.dtype) for rows in layout.row_taps
-    ]
+    height, width = out // groups, per_group * kernel[1]
+    stacked = [np.zeros((groups, len(rows) * height, width), gs.dtype) for rows in layout.row_taps]
     for span, block in _blocks(layout, len(g), out, groups, gs.dtype):
         block.fill(xs[span])
         block.outputs()[...] = gs[span]
@@ -159,7 +158,7 @@ class Block:
             yield taps[:, j], self.images[phase, column_phase, :, shift : shift + self.extended]
 
     def _shifted_rows(self, phase: int) -> Iterator[Array]:
-        """For each tap row of this phase: its part of Z, at the positions of the outputs (G, O/G, positions)."""
+        """For each tap row of this phase: its part of Z, where outputs read it (G, O/G, positions)."""
         rows = self.layout.row_taps[phase]
         taps = self.stacks[phase].reshape(self.groups, len(rows), -1, self.extended)
         for at, (_, shift) in enumerate(rows):

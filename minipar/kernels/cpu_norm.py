@@ -74,35 +74,38 @@ def rms_norm_backward(g: Array, x: Array, rstd: Array, weight: Array | None) -> 
 def _backward(
     g: Array, x: Array, mean: Array | None, rstd: Array, weight: Array | None
 ) -> tuple[Array, Array | None, Array]:
-    """(dx, dweight, dbias) of a layer norm or, without a mean, of an RMS norm."""
+    """(dx, dweight, dbias) of a layer norm or, without a mean, of an RMS norm.
+
+    dx = rstd · (g · weight - mean(g · weight) - c · rstd² · mean(g · weight · c)), c = x - mean.
+    """
     gs, xs, rs = blas(rows(g)), rows(x), rows(rstd)
     ms = None if mean is None else rows(mean)
     (count, width), dtype = xs.shape, x.dtype
-    scale = np.ones(width, dtype) if weight is None else weight.astype(dtype, copy=False)
-    average = scale / width  # g @ average is the row mean of g · weight
+    average = np.full(width, 1 / width, dtype)  # g @ average is the row mean of g · weight
+    if weight is not None:
+        average *= weight
     size = row_block(width, dtype, 4)
     ones = np.ones(min(size, count), dtype)
-    xhat_block, product_block = np.empty((2, min(size, count), width), dtype)
+    scratch = np.empty((2, min(size, count), width), dtype)
     dx, dscale, dbias = np.empty((count, width), dtype), np.zeros(width, dtype), np.zeros(width, dtype)
     for span in blocks(count, size):
         grad, d, r = gs[span], dx[span], rs[span]
-        xhat, product, one = xhat_block[: len(d)], product_block[: len(d)], ones[: len(d)]
+        centred, product = scratch[:, : len(d)]
         if ms is None:
-            np.multiply(xs[span], r, out=xhat)
+            np.copyto(centred, xs[span])
         else:
-            np.subtract(xs[span], ms[span], out=xhat)
-            xhat *= r
-        np.multiply(grad, xhat, out=product)
-        dscale += one @ product
-        xhat *= (product @ average)[:, None]
+            np.subtract(xs[span], ms[span], out=centred)
+        np.multiply(grad, centred, out=product)
+        dscale += r[:, 0] @ product
+        centred *= (product @ average)[:, None] * (r * r)
         if weight is None:
-            np.subtract(grad, xhat, out=d)
+            np.subtract(grad, centred, out=d)
         else:
-            np.multiply(grad, scale, out=d)
-            d -= xhat
+            np.multiply(grad, weight, out=d)
+            d -= centred
         if ms is not None:
             d -= (grad @ average)[:, None]
-            dbias += one @ grad
+            dbias += ones[: len(d)] @ grad
         d *= r
     return dx.reshape(x.shape), None if weight is None else dscale.astype(weight.dtype, copy=False), dbias
 

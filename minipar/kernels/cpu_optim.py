@@ -32,28 +32,21 @@ def sgd_step_(
     flat_p, flat_g = p.reshape(-1), g.reshape(-1)
     flat_buf = buf.reshape(-1) if buf is not None and momentum else None
     size = block_length(p.dtype, 5)
-    steps, temps = np.empty((2, min(size, p.size)), p.dtype)
+    sums, temps = np.empty((2, min(size, p.size)), p.dtype)
     for span in blocks(p.size, size):
-        w, step = flat_p[span], steps[: span.stop - span.start]
-        temp = temps[: len(step)]
+        w, step = flat_p[span], flat_g[span].astype(p.dtype, copy=False)
+        total, temp = sums[: len(w)], temps[: len(w)]
         if weight_decay:
-            np.multiply(w, weight_decay, out=step)
-            step += flat_g[span]
-        else:
-            np.copyto(step, flat_g[span])
+            step = np.add(np.multiply(w, weight_decay, out=total), step, out=total)
         if flat_buf is not None:
             b = flat_buf[span]
             if first:
                 np.copyto(b, step)
             else:
                 b *= momentum
-                b += np.multiply(step, 1 - dampening, out=temp)
-            if nesterov:
-                step += np.multiply(b, momentum, out=temp)
-            else:
-                np.copyto(step, b)
-        step *= lr
-        w -= step
+                b += step if dampening == 0 else np.multiply(step, 1 - dampening, out=temp)
+            step = np.add(np.multiply(b, momentum, out=temp), step, out=total) if nesterov else b
+        w -= np.multiply(step, lr, out=temp)
 
 
 def adam_step_(
@@ -81,7 +74,8 @@ def adam_step_(
     size = block_length(p.dtype, 6)
     grads, temps = np.empty((2, min(size, p.size)), p.dtype)
     for span in blocks(p.size, size):
-        w, grad, first, second = flat_p[span], flat_g[span], flat_m[span], flat_v[span]
+        w, first, second = flat_p[span], flat_m[span], flat_v[span]
+        grad = flat_g[span].astype(p.dtype, copy=False)
         t, u = temps[: len(w)], grads[: len(w)]
         if weight_decay and decoupled:
             w *= 1 - lr * weight_decay

@@ -10,13 +10,26 @@ import numpy as np
 from minipar.kernels.common import Array, check_indices, rows, widen
 from minipar.kernels.cpu_blocks import blas, blocks, row_block
 
+SAFE_SCORE = 60.0  # exp of ±60 is far from float32's limits, even summed over a row
+
+
+def is_moderate(x: Array) -> bool:
+    """All of x is so small that exp needs no row maximum. False if there is a NaN or nothing at all.
+
+    Two reductions of a whole block take a tenth of the time of one maximum per row.
+    """
+    return x.size > 0 and bool(x.max() < SAFE_SCORE) and bool(x.min() > -SAFE_SCORE)
+
 
 def softmax(x: Array, axis: int) -> Array:
     """See plain.softmax."""
 
     def kernel(a: Array, z: Array) -> None:
-        np.subtract(a, _finite(_row_max(a)), out=z)
-        np.exp(z, out=z)
+        if is_moderate(a):
+            np.exp(a, out=z)
+        else:
+            np.subtract(a, _finite(_row_max(a)), out=z)
+            np.exp(z, out=z)
         z *= (1 / _nonzero(z @ np.ones(z.shape[-1], z.dtype)))[:, None]
 
     return _along(axis, kernel, x)

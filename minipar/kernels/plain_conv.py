@@ -149,9 +149,9 @@ def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     """The mean of each window, padding counted as zeros: (N, C, OH, OW)."""
     check_pool(kernel, padding)
     (n, c), taps = x.shape[:2], kernel[0] * kernel[1]
-    cols = im2col(widen(x), kernel, stride, padding, (1, 1)).reshape(n, c, taps, -1)
-    y = cols.sum(2) / taps
-    return y.reshape(n, c, *output_size(x.shape, kernel, stride, padding)).astype(x.dtype, copy=False)
+    size = output_size(x.shape, kernel, stride, padding)
+    cols = im2col(widen(x), kernel, stride, padding, (1, 1)).reshape(n, c, taps, *size)
+    return (cols.sum(2) / taps).astype(x.dtype, copy=False)
 
 
 def avg_pool2d_backward(

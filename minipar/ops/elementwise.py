@@ -158,7 +158,8 @@ def silu(x):
 
 @primitive
 def erf(x):
-    return special_functions(x).erf(x), lambda g: g * (2 / np.pi**0.5) * array_module(x).exp(-x * x)
+    y = special_functions(x).erf(x).astype(x.dtype)  # scipy has no float16 form
+    return y, lambda g: g * (2 / np.pi**0.5) * array_module(x).exp(-x * x)
 
 
 @primitive(fresh=True)

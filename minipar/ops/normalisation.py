@@ -15,7 +15,7 @@ def _check_channels(name: str, channels: int, **parameters: Array | None) -> Non
     """Refuse a weight or bias that is not (C,): a single number would broadcast without a sign."""
     for key, value in parameters.items():
         if value is not None and value.shape != (channels,):
-            raise ValueError(f"{name}: {key} must be ({channels},), the number of channels, got {value.shape}")
+            raise ValueError(f"{name}: {key} must be ({channels},), one per channel, got {value.shape}")
 
 
 @primitive(fresh=True)

@@ -22,7 +22,7 @@ class Outcome(NamedTuple):
 def mpirun(
     ranks: int, script: Path, *arguments: str, limit: float = 60.0, launched: bool = False, **settings: str
 ) -> Outcome:
-    """Run `mpirun -n ranks python script arguments`, plainly or as the launcher does; kill it at the limit."""
+    """Run `mpirun -n ranks python script arguments`, plainly or as the launcher does."""
     program = find_mpirun()
     environment = {**os.environ, **settings}
     if launched or is_open_mpi(program):  # Open MPI needs its settings to run as root and crowded

@@ -1,0 +1,46 @@
+# make train and make test set up everything they need: Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test parity lint types mutations benchmark clean
+
+train: .venv/installed
+	$(BIN)/minipar run -n 2 --timeout 600 train gpt --data docs --out runs/gpt
+	$(BIN)/minipar run -n 2 --timeout 300 verify gpt
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+parity: .venv/installed-parity
+	$(BIN)/python -m pytest -m parity
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+
+types: .venv/installed-test
+	$(BIN)/mypy
+
+mutations: .venv/installed-test
+	$(BIN)/python -m tests.mutations.run
+
+benchmark: .venv/installed-parity
+	$(BIN)/python benchmarks/gpt_step.py
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minipar needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-test: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	touch $@ .venv/installed
+
+.venv/installed-parity: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+	touch $@

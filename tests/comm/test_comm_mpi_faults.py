@@ -1,0 +1,212 @@
+"""A job in which one rank goes wrong ends, non-zero, within seconds, and says which rank and where."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mpi_helpers import HERE, Outcome, mpirun
+
+from minipar.comm.launcher import find_mpirun, run_mpi
+from minipar.errors import UsageError
+
+pytestmark = pytest.mark.mpi
+SCRIPT = HERE / "mpi_faults.py"
+TIMEOUT = 2.0
+
+
+def run(fault: str, ranks: int = 2, **settings: str) -> Outcome:
+    settings = {"MINIPAR_TIMEOUT": str(TIMEOUT), **settings}
+    return mpirun(ranks, SCRIPT, fault, limit=30, **settings)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("skips", "ranks 0-1 wait in all_reduce #2 of (4,) float32 (step 2, backward); rank 2 has finished"),
+        ("waits_elsewhere", "ranks 0-1 wait in all_reduce #2 of (4,) float32"),
+        ("waits_elsewhere", "rank 2 waits in recv(source=0, tag=3) (step 2, backward)"),
+        ("computes", "rank 2 is not in a communication (step 2, backward); its last was all_reduce #1"),
+        ("sends_in_a_circle", "rank 2 waits in send(dest=0, tag=0) of (4,) float32"),
+    ],
+)
+def test_a_hang_ends_at_the_timeout_and_says_what_each_rank_does(fault: str, said: str) -> None:
+    job = run(fault, ranks=3)
+    assert job.code == 1
+    assert "HangError" in job.err and "has waited 2 s" in job.err
+    assert said in job.err, job.err
+    assert TIMEOUT < job.seconds < TIMEOUT + 8
+
+
+def test_checks_off_still_ends_a_hang() -> None:
+    job = run("skips", MINIPAR_CHECKS="0")
+    assert job.code == 1 and "rank 0 waits in all_reduce #2" in job.err and "rank 1 has finished" in job.err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        ("raises", 1, "[rank 1, step 2, backward] ZeroDivisionError: by the guilty rank"),
+        ("raises_usage", 2, "[rank 1, step 2, backward] UsageError: batch 7 does not divide"),
+        ("all_raise_usage", 2, "[rank 0, step 2, backward] UsageError: batch 7 does not divide"),
+        ("raises_in_thread", 1, "[rank 1, step 2, backward, thread loader] IndexError"),
+        ("exits", 3, "[rank 1, step 2, backward] sys.exit(3)"),
+        ("aborts", 1, "rank 1, step 2, backward: aborted: had enough"),
+        (
+            "mismatch",
+            1,
+            "MismatchError: rank 0 called all_reduce #2 of (4,) float32; rank 1 called broadcast #2(root=0)",
+        ),
+        ("wrong_shape_received", 1, "rank 1 sent (4,) float32: they differ in shape or dtype"),
+    ],
+)
+def test_a_failure_ends_the_job_and_names_the_rank(fault: str, code: int, said: str) -> None:
+    job = run(fault, MINIPAR_TIMEOUT="60")
+    assert job.code == code, job.err
+    assert said in job.err, job.err
+    assert ("Traceback" in job.err) == (fault in ("raises", "raises_in_thread")), job.err
+    assert job.seconds < 10
+
+
+def test_a_killed_rank_ends_the_job_and_is_named() -> None:
+    job = run("killed", ranks=3, MINIPAR_TIMEOUT="60")
+    assert job.code != 0 and job.seconds < 10
+    assert "rank 2 died" in job.err or "KILLED BY SIGNAL: 9" in job.out + job.err
+
+
+def test_an_exit_that_was_caught_is_none() -> None:
+    assert run("exits_caught").code == 0
+
+
+def test_waiting_for_others_at_the_exit_is_no_hang() -> None:
+    job = run("finishes_late")
+    assert job.code == 0, job.err
+    assert sorted(job.out.split("\n")) == ["", "finished 0", "finished 1"]
+
+
+# The launcher -----------------------------------------------------------------------------------------
+
+
+def script(directory: Path, text: str) -> list[str]:
+    file = directory / "script.py"
+    file.write_text(text)
+    return [sys.executable, str(file)]
+
+
+def test_launcher_sets_up_the_job_and_returns_its_code(tmp_path: Path) -> None:
+    command = script(
+        tmp_path,
+        "import os, sys\n"
+        "from minipar.comm import world\n"
+        "comm = world()\n"
+        f"open(r'{tmp_path}/' + str(comm.rank), 'w').write(\n"
+        "    f\"{comm.size} {os.environ['OMP_NUM_THREADS']} {os.environ['OPENBLAS_NUM_THREADS']}\")\n"
+        "comm.barrier()\n"
+        "sys.exit(5)\n",
+    )
+    assert run_mpi(command, 2, timeout=30) == 5
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["2 1 1", "2 1 1"]
+
+
+def test_launcher_kills_the_job_at_the_timeout(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    command = script(
+        tmp_path,
+        f"import os, time; open(os.path.join({str(pids)!r}, str(os.getpid())), 'w'); time.sleep(60)",
+    )
+    start = time.monotonic()
+    assert run_mpi(command, 2, timeout=1.5) == 124
+    assert time.monotonic() - start < 15
+    assert "killed after 1.5 s" in capfd.readouterr().err
+    assert_gone(pids)
+
+
+def assert_gone(pids: Path) -> None:
+    left = [int(file.name) for file in pids.iterdir()]
+    assert len(left) == 2
+    deadline = time.monotonic() + 10
+    while left and time.monotonic() < deadline:
+        left = [pid for pid in left if alive(pid)]
+    assert not left, "orphans"
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("number", (signal.SIGINT, signal.SIGTERM))
+def test_launcher_passes_signals_on(tmp_path: Path, number: signal.Signals) -> None:
+    pids = tmp_path / "pids"
+    pids.mkdir()
+    command = script(
+        tmp_path,
+        f"import os, time; open(os.path.join({str(pids)!r}, str(os.getpid())), 'w'); time.sleep(60)",
+    )
+    program = f"import sys; from minipar.comm.launcher import run_mpi; sys.exit(run_mpi({command!r}, 2))"
+    launcher = subprocess.Popen([sys.executable, "-c", program])
+    deadline = time.monotonic() + 20
+    while len(list(pids.iterdir())) < 2 and time.monotonic() < deadline:
+        continue
+    launcher.send_signal(number)
+    assert launcher.wait(20) != 0
+    assert_gone(pids)
+
+
+def test_a_world_of_another_size_is_refused(tmp_path: Path) -> None:
+    command = script(tmp_path, "from minipar.comm import world; world()")
+    job = mpirun(2, Path(command[1]), MINIPAR_WORLD_SIZE="3", limit=30)
+    assert job.code == 2
+    assert "UsageError: MINIPAR_WORLD_SIZE says 3 ranks, but MPI has 2" in job.err
+
+
+@pytest.mark.parametrize("variable", ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+def test_another_mpis_launcher_is_noticed(variable: str) -> None:
+    """Under a foreign mpirun each process is a world of one, and its variables say that there are more."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))}
+    environment[variable] = "4"
+    job = subprocess.run(
+        [sys.executable, "-c", "from minipar.comm import world; world()"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert job.returncode == 2
+    assert f"UsageError: {variable} says 4 ranks, but MPI has 1" in job.stderr
+    assert "minipar run -n 4" in job.stderr and "Traceback" not in job.stderr
+
+
+def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command = script(tmp_path, "from minipar.comm import world; world()")
+    for name, value in (("MINIPAR_TIMEOUT", "soon"), ("MINIPAR_CHECKS", "yes")):
+        job = mpirun(1, Path(command[1]), limit=30, **{name: value})
+        assert job.code != 0 and f"UsageError: {name}='{value}'" in job.err
+
+
+def test_launcher_refuses_what_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ranks=0"):
+        run_mpi(["true"], 0)
+    assert Path(find_mpirun()).parent == Path(sys.executable).parent
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="no mpirun"):
+        find_mpirun()
+
+
+def test_a_single_rank_does_not_import_mpi() -> None:
+    program = (
+        "import sys; from minipar.comm import world; import numpy as np\n"
+        "assert world().all_reduce(np.ones(3)).sum() == 3 and world() is world()\n"
+        "assert 'mpi4py' not in sys.modules"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=30).returncode == 0
