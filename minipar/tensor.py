@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minipar.backend import Array, array_module, to_device, to_host
+from minipar.errors import UsageError
 from minipar.tape import Backward, Deferred, Edge, Leaf, Node, Vjp, is_grad_enabled
 
 Hook = Callable[["Tensor"], None]
@@ -304,10 +305,11 @@ def _by_position(
 def _naming(error: Exception, name: str, args: tuple[Any, ...]) -> Exception:
     """Return `error` as one line that starts with the operation's name and ends with its inputs' shapes."""
     name, message = name.lstrip("_"), str(error)
-    if message.startswith(name):
+    if message.startswith(f"{name}:"):
         return error
     shapes = ", ".join(f"{a.shape} {a.dtype}" for a in args if hasattr(a, "shape"))
-    return type(error)(f"{name}: {message} (inputs {shapes})")
+    kind = next(k for k in (UsageError, ValueError, IndexError, TypeError) if isinstance(error, k))
+    return kind(f"{name}: {message} (inputs {shapes})")
 
 
 def record(name: str, value: Any, vjp: Vjp, inputs: tuple[Any, ...], fresh: bool = False) -> Any:

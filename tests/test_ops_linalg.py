@@ -59,8 +59,9 @@ W = Tensor(np.ones((4, 3)))
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda: A @ B, r"^matmul: .*\(2, 3\) float64, \(2, 3\)"),
-        (lambda: A @ Tensor(2.0), r"^matmul: "),
+        (lambda: A @ B, r"^matmul: \(2, 3\) @ \(2, 3\) is not"),
+        (lambda: A @ Tensor(2.0), r"^matmul: \(2, 3\) @ \(\)"),
+        (lambda: Tensor(np.ones((2, 1, 2, 3))) @ Tensor(np.ones((3, 3, 3, 4))), r"^matmul: .*broadcast"),
         (lambda: ops.linear(Tensor(np.ones((5, 4))), W), r"^linear: weight \(4, 3\).*got \(5, 4\)"),
         (lambda: ops.linear(A, Tensor(np.ones(3))), r"^linear: weight \(3,\)"),
         (lambda: ops.linear(Tensor(1.0), W), r"^linear: weight \(4, 3\).*got \(\)"),

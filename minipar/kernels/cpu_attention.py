@@ -48,16 +48,17 @@ def attention(
     probs = np.empty((*lead, tq, tk), q.dtype)
     if mask is not None:
         mask = _with_heads(np.broadcast_to(mask, probs.shape))
-    qs, ks, vs, ps = (_with_heads(blas(x)) for x in (q, k, v, probs))
+    qs, ks, vs = (_with_heads(blas(x)) for x in (q, k, v))
+    ps = _with_heads(probs)
     ys = _with_heads(out) if len(lead) <= 2 else np.empty((*ps.shape[:-1], v.shape[-1]), q.dtype)
+    triangle = np.tri(CAUSAL_ROWS, dtype=q.dtype)
     for at, queries in _query_blocks(ps.shape, ps.dtype, causal):
         keys = slice(0, min(queries.stop, tk) if causal else tk)
         scores = qs[at][:, queries] @ ks[at][:, keys].swapaxes(-1, -2)  # (heads, queries, keys)
         scores *= scale
-        triangle = np.tri(queries.stop - queries.start, max(0, keys.stop - queries.start), dtype=bool)
-        inverse = _masked_exp_(
-            scores, None if mask is None else mask[at][:, queries, keys], triangle if causal else None
-        )
+        corner = triangle[: queries.stop - queries.start, : max(0, keys.stop - queries.start)]
+        part = None if mask is None else mask[at][:, queries, keys]
+        inverse = _masked_exp_(scores, part, corner if causal else None)
         p = ps[at][:, queries]
         np.multiply(scores, inverse, out=p[..., keys])
         p[..., keys.stop :] = 0
@@ -115,7 +116,7 @@ def _masked_exp_(scores: Array, mask: Array | None, triangle: Array | None) -> A
     """Scores (heads, queries, keys) to exp of them, in place, 0 where masked; returns 1 / their row sums.
 
     `triangle` masks the last keys, those of the diagonal block. Where all scores are moderate, exp needs no
-    row maximum, and masking is a multiplication by 0. A row that is masked throughout has 1 / sum = 1.
+    row maximum, and masking is a product with 0 or 1. A row that is masked throughout has 1 / sum = 1.
     """
     if mask is not None and mask.dtype != bool:
         scores += mask
@@ -129,7 +130,7 @@ def _masked_exp_(scores: Array, mask: Array | None, triangle: Array | None) -> A
             part *= may
     else:
         for part, may in masks:
-            np.copyto(part, -np.inf, where=~may)
+            np.copyto(part, -np.inf, where=may == 0)
         top = scores.max(-1, keepdims=True, initial=-np.inf)
         scores -= np.where(top == -np.inf, top.dtype.type(0), top)  # -inf - (-inf) would be NaN
         np.exp(scores, out=scores)

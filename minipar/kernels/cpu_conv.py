@@ -41,7 +41,8 @@ def conv2d(
     start = np.zeros(len(weight), xs.dtype) if bias is None else widen(bias)
     if _is_pointwise(weight.shape[2:], stride, padding):
         np.matmul(_by_group(w, groups), _pixels(xs, groups), out=_pixels(y, groups))
-        y += start[:, None, None]
+        if bias is not None:
+            y += start[:, None, None]
         return y.astype(x.dtype, copy=False), None
     layout = Layout(x.shape, weight.shape[2:], size, stride, padding, dilation)
     stacked = [_stack(w, rows, groups) for rows in layout.row_taps]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minipar.kernels.common import Array, Pair, check_pool, output_size, widen
+from minipar.kernels.common import Array, Pair, check_pool, output_size, widen, work_dtype
 from minipar.kernels.plain_conv import padded, taps_of
 
 
@@ -33,7 +33,7 @@ def max_pool2d_backward(
     """See plain.max_pool2d_backward."""
     won, part = np.empty(g.shape, bool), np.empty(g.shape, g.dtype)
     apart = _are_apart(kernel, stride)
-    image = _zeros(x_shape, padding, g.dtype if apart else widen(g).dtype)
+    image = _zeros(x_shape, padding, g.dtype if apart else work_dtype(g.dtype))
     for number, tap in enumerate(_views(image, kernel, stride, g.shape[2:])):
         np.equal(saved, number, out=won)
         if apart:
@@ -48,7 +48,7 @@ def avg_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
     check_pool(kernel, padding)
     size = output_size(x.shape, kernel, stride, padding)
     image = padded(x, padding) if any(padding) else x
-    y = np.zeros((*x.shape[:2], *size), widen(x[:0]).dtype)
+    y = np.zeros((*x.shape[:2], *size), work_dtype(x.dtype))
     for tap in _views(image, kernel, stride, size):
         y += tap
     y *= 1 / (kernel[0] * kernel[1])

@@ -6,7 +6,7 @@ computed without wasted passes over memory. CuPy arrays use these too. The rules
 - They take and give raw arrays, never modify an input unless the name ends in `_`, and never return an
   alias of one.
 - float32 in gives float32 out, float64 gives float64; two-byte floats are computed in float32 and
-  rounded once. Gradients of a parameter have the parameter's dtype.
+  rounded once. A parameter's gradient has the parameter's dtype if the kernel sees the parameter, else g's.
 - Inputs may be strided, and sizes may be zero.
 """
 

@@ -28,7 +28,13 @@ def _t(x: Array) -> Array:
 
 @primitive
 def matmul(a, b):
-    """(..., n, k) @ (..., k, m) → (..., n, m), leading axes broadcast; a vector is one row or column."""
+    """(..., n, k) @ (..., k, m) → (..., n, m), leading axes broadcast; a vector is one row or column.
+
+    Raises:
+        ValueError: the inner sizes k differ, or an operand is a single number.
+    """
+    if not a.ndim or not b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+        raise ValueError(f"matmul: {a.shape} @ {b.shape} is not (..., n, k) @ (..., k, m) with one k")
     y = _product(a, b)
 
     def vjp(g: Array) -> Any:

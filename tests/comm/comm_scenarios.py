@@ -486,7 +486,7 @@ def mismatches_are_named_on_every_rank(comm: Communicator) -> None:
     refused(comm, lambda: comm.reduce_scatter(x, counts[::-1] if last else counts), "differ in counts")
     refused(
         comm,
-        lambda: (comm.all_reduce(x) if last else comm.all_reduce_async(x).wait()),
+        lambda: comm.all_reduce(x) if last else comm.all_reduce_async(x).wait(),
         "all_reduce_async",
         "differ in operation",
     )

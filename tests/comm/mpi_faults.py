@@ -68,7 +68,7 @@ elif fault == "wrong_shape_received":
         comm.recv(comm.size - 1, shape=(5,), dtype=np.float32)
 elif fault == "finishes_late":
     if guilty:
-        time.sleep(2.5)  # longer than the time-out of the test: waiting at the exit is no hang
+        time.sleep(1.5)  # longer than the time-out of the test: waiting at the exit is no hang
     print("finished", comm.rank)
 else:
     raise AssertionError(fault)

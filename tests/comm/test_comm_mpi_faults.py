@@ -15,7 +15,7 @@ from minipar.errors import UsageError
 
 pytestmark = pytest.mark.mpi
 SCRIPT = HERE / "mpi_faults.py"
-TIMEOUT = 2.0
+TIMEOUT = 1.2
 
 
 def run(fault: str, ranks: int = 2, **settings: str) -> Outcome:
@@ -27,8 +27,10 @@ def run(fault: str, ranks: int = 2, **settings: str) -> Outcome:
     ("fault", "said"),
     [
         ("skips", "ranks 0-1 wait in all_reduce #2 of (4,) float32 (step 2, backward); rank 2 has finished"),
-        ("waits_elsewhere", "ranks 0-1 wait in all_reduce #2 of (4,) float32"),
-        ("waits_elsewhere", "rank 2 waits in recv(source=0, tag=3) (step 2, backward)"),
+        (
+            "waits_elsewhere",
+            "float32 (step 2, backward); rank 2 waits in recv(source=0, tag=3) (step 2, back",
+        ),
         ("computes", "rank 2 is not in a communication (step 2, backward); its last was all_reduce #1"),
         ("sends_in_a_circle", "rank 2 waits in send(dest=0, tag=0) of (4,) float32"),
     ],
@@ -36,7 +38,7 @@ def run(fault: str, ranks: int = 2, **settings: str) -> Outcome:
 def test_a_hang_ends_at_the_timeout_and_says_what_each_rank_does(fault: str, said: str) -> None:
     job = run(fault, ranks=3)
     assert job.code == 1
-    assert "HangError" in job.err and "has waited 2 s" in job.err
+    assert "HangError" in job.err and f"has waited {TIMEOUT} s" in job.err
     assert said in job.err, job.err
     assert TIMEOUT < job.seconds < TIMEOUT + 8
 
@@ -171,7 +173,9 @@ def test_a_world_of_another_size_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("variable", ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 def test_another_mpis_launcher_is_noticed(variable: str) -> None:
     """Under a foreign mpirun each process is a world of one, and its variables say that there are more."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))
+    }
     environment[variable] = "4"
     job = subprocess.run(
         [sys.executable, "-c", "from minipar.comm import world; world()"],
@@ -208,5 +212,7 @@ def test_a_single_rank_does_not_import_mpi() -> None:
         "assert world().all_reduce(np.ones(3)).sum() == 3 and world() is world()\n"
         "assert 'mpi4py' not in sys.modules"
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))
+    }
     assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=30).returncode == 0

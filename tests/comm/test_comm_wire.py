@@ -1,0 +1,151 @@
+"""How arrays travel through MPI: headers, digests, bytes, and GPU arrays by way of the host."""
+
+import subprocess
+import sys
+import types
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from minipar.comm import guard, wire
+from minipar.comm.guard import Call, mismatch, numbered
+
+
+class FakeGPUArray:
+    """As much of a CuPy array as staging needs. Its memory is only right once the stream is synchronised."""
+
+    synchronised = 0
+
+    def __init__(self, host: np.ndarray) -> None:
+        self._host = host
+        self.shape, self.dtype, self.nbytes = host.shape, host.dtype, host.nbytes
+
+    def get(self, out: np.ndarray) -> np.ndarray:
+        assert FakeGPUArray.synchronised, "read before the stream was synchronised"
+        out[...] = self._host
+        return out
+
+    def set(self, host: np.ndarray) -> None:
+        self._host[...] = host
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> type[FakeGPUArray]:
+    def synchronize() -> None:
+        FakeGPUArray.synchronised += 1
+
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray = FakeGPUArray  # type: ignore[attr-defined]
+    cupy.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
+        alloc_pinned_memory=bytearray,
+        get_current_stream=lambda: types.SimpleNamespace(synchronize=synchronize),
+    )
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(wire, "cuda_aware", lambda: False)
+    FakeGPUArray.synchronised = 0
+    return FakeGPUArray
+
+
+def test_gpu_arrays_are_synchronised_and_staged(gpu: type[FakeGPUArray]) -> None:
+    x, out = gpu(np.arange(6.0).reshape(2, 3)), gpu(np.zeros((2, 3)))
+    staged = wire.stage(x, out)
+    assert isinstance(staged.x, np.ndarray) and np.array_equal(staged.x, np.arange(6.0).reshape(2, 3))
+    staged.out[...] = staged.x * 2
+    assert not out._host.any()
+    before = gpu.synchronised
+    wire.unstage(staged)
+    assert np.array_equal(out._host, 2 * x._host)
+    assert gpu.synchronised == before + 1, "the host buffer is free only then"
+
+
+def test_in_place_and_empty_gpu_arrays(gpu: type[FakeGPUArray]) -> None:
+    x = gpu(np.ones(3))
+    staged = wire.stage(x, x)
+    assert staged.out is staged.x, "in place on the host, too"
+    staged.out[...] = 5.0
+    wire.unstage(staged)
+    assert (x._host == 5).all()
+    assert wire.stage(gpu(np.zeros((0, 4)))).x.shape == (0, 4)
+    assert wire.stage(x).out is None
+
+
+def test_a_cuda_aware_library_gets_the_array_itself(
+    gpu: type[FakeGPUArray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "cuda_aware", lambda: True)
+    x = gpu(np.ones(3))
+    assert wire.stage(x, x) == wire.Staged(x, x, None)
+    assert gpu.synchronised == 1
+
+
+def test_numpy_arrays_are_not_copied() -> None:
+    x, out = np.ones(3), np.ones(3)
+    assert wire.stage(x, out).x is x and wire.stage(x, out).out is out
+
+
+@pytest.mark.parametrize("dtype", (np.float16, np.float32, np.int64, bool, np.complex128, ml_dtypes.bfloat16))
+@pytest.mark.parametrize("shape", ((), (0,), (3, 0, 5), (2, 3, 4)))
+def test_headers_round_trip(shape: tuple[int, ...], dtype: type) -> None:
+    header = bytearray(wire.pack_header(np.zeros(shape, dtype)))
+    assert len(header) == wire.HEADER_BYTES
+    assert wire.read_header(header) == (shape, np.dtype(dtype), False)
+
+
+def test_dtypes_that_mpi_does_not_know_travel_as_bytes() -> None:
+    x = np.zeros((2, 3), ml_dtypes.bfloat16)
+    assert wire.as_buffer(x).dtype == np.uint8 and wire.as_buffer(x).size == 12
+    assert wire.elements(x, [2, 0]) == [12, 0]
+    y = np.zeros((2, 3), np.float32)
+    assert wire.as_buffer(y) is y and wire.elements(y, [1, 1]) == [3, 3]
+
+
+def make_call(**changes: object) -> Call:
+    call = Call()
+    values = dict(
+        operation="all_reduce", background=False, group="world", number=3, shape=(4,), dtype=np.dtype("f4"),
+        agree=(4,), op="sum", root=None, counts=None, peer=None, tag=None, step=None, phase=None, since=0.0,
+    )  # fmt: skip
+    for name, value in {**values, **changes}.items():
+        setattr(call, name, value)
+    return call
+
+
+def test_digests_differ_with_every_part_of_a_signature_and_are_the_same_in_every_process() -> None:
+    from minipar.comm.mpi import signature_digest
+
+    calls = [
+        make_call(),
+        make_call(operation="reduce"),
+        make_call(background=True),
+        make_call(number=4),
+        make_call(dtype=np.dtype("f8")),
+        make_call(agree=(5,)),
+        make_call(op="max"),
+        make_call(root=0),
+        make_call(counts=(2, 2)),
+    ]
+    digests = [signature_digest(call.signature) for call in calls]
+    assert len(set(digests)) == len(calls)
+    assert all(0 <= digest < 2**62 for digest in digests)
+    program = (
+        "import numpy as np; from minipar.comm.mpi import signature_digest as d\n"
+        "print(d(('all_reduce', 3, np.dtype('f4'), 'sum', None, None, (4,))))"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+    assert int(run.stdout) == digests[0], run.stderr
+
+
+def test_mismatch_texts() -> None:
+    calls = {
+        rank: (call.signature, str(call))
+        for rank, call in enumerate([make_call(), make_call(), make_call(dtype=np.dtype("f8"), op="max")])
+    }
+    assert mismatch(calls) == (
+        "ranks 0-1 called all_reduce #3 of (4,) float32; "
+        "rank 2 called all_reduce #3(op=max) of (4,) float64: they differ in dtype and op"
+    )
+    assert numbered([4]) == "rank 4" and numbered([5, 0, 2, 3, 4]) == "ranks 0, 2-5"
+    assert guard.grouped(
+        {0: "waits in a", 1: "has finished; its last was b", 2: "has finished; its last was b"}
+    ) == ("rank 0 waits in a; ranks 1-2 have finished; their last was b")
