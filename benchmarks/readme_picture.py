@@ -49,7 +49,7 @@ def main() -> None:
     right.text(1, 1.5e-10, "tolerance of minipar verify")
     right.set_ylim(1e-17, 1e-8)
     right.set_xlabel("step")
-    right.set_title("largest relative difference of any weight (float64)")
+    right.set_title("largest difference of any weight (float64)")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     path = Path(__file__).parent.parent / "docs" / "equal_to_serial.png"

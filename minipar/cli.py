@@ -15,19 +15,63 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import minipar
+from minipar.agreement import agreed, is_on_every_rank, on_every_rank
 from minipar.backend import keep_freed_memory
 from minipar.comm import launch, world
 from minipar.comm.interface import Communicator
+from minipar.comm.launch import ranks_in_environment
 from minipar.config import DEFAULTS, VERIFY_DEFAULTS, TrainConfig
 from minipar.errors import MiniparError, UsageError
 from minipar.options import config_options
 
+# What Typer raises for a wrong command line; where it is to be imported from depends on Typer's version.
+CommandLineError: Any = typer.BadParameter.__mro__[2]
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """The commands. What a user got wrong becomes one line on standard error, and an exit code."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line and exit.
+
+        Under MPI, an error that all ranks share is printed by rank 0 alone and every rank ends by itself; one
+        that only some ranks have is left to the job's own hook, which names the rank and ends the others.
+        """
+        try:
+            code = super().main(*args, **{**extra, "standalone_mode": False})
+        except CommandLineError as error:
+            command = error.ctx.command_path if error.ctx else "minipar"
+            code = told(f"{' '.join(error.format_message().split())} See {command} --help.", error.exit_code)
+        except MiniparError as error:
+            if not is_on_every_rank(error) and world().size > 1:
+                raise
+            code = told(str(error), error.exit_code)
+        except typer.Abort:
+            code = INTERRUPTED
+        if code:
+            raise SystemExit(code)  # not sys.exit, by which one rank of an MPI job ends all the others
+        return code
+
+
+def told(message: str, code: int) -> int:
+    """Print an error that every rank has, on rank 0, and return `code`."""
+    try:
+        first = world().rank == 0
+    except UsageError:  # the MPI job is not what its launcher says: each process speaks for itself
+        first = True
+    if first:
+        typer.echo(f"minipar: {message}", err=True)
+    return code
+
+
 app = typer.Typer(
     name="minipar",
+    cls=Commands,
     help="Train a serial model in parallel, and prove that nothing changed but the time it takes.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -37,26 +81,31 @@ Ranks = Annotated[int | None, typer.Option(help="ranks inside this process; unde
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Turn an error meant for the user into one line and an exit code; under MPI the job's own hook does."""
+def from_command_line() -> Iterator[None]:
+    """Inside, errors come from what all ranks were given alike, so all of them raise them."""
     try:
         yield
     except MiniparError as error:
-        if world().size > 1:
-            raise
-        typer.echo(f"minipar: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
+        raise on_every_rank(error) from None
+
+
+def refuse_inside_job(command: str) -> None:
+    """Refuse a command that starts MPI jobs of its own on the ranks of one."""
+    ranks = ranks_in_environment()
+    if ranks is not None and ranks[0] > 1:
+        raise UsageError(f"{command} starts ranks itself, and this is an MPI job of {ranks[0]} already: use it without mpirun")
 
 
 def on_ranks(ranks: int | None, work: Callable[[Communicator], Any]) -> Any:
     """Run `work` on the MPI job's ranks if this is one, else on `ranks` threads; return rank 0's result."""
-    here = world()
-    if here.size > 1:
-        if ranks not in (None, here.size):
+    with from_command_line():
+        if ranks is not None and ranks < 1:
+            raise UsageError(f"--ranks is {ranks}, it must be at least 1")
+        here = world()
+        if here.size > 1 and ranks not in (None, here.size):
             raise UsageError(f"--ranks {ranks} inside an MPI job of {here.size}: leave it out, or start {ranks} ranks")
+    if here.size > 1:
         return work(here)
-    if ranks is not None and ranks < 1:
-        raise UsageError(f"--ranks is {ranks}, it must be at least 1")
     return launch(lambda: work(world()), ranks)[0] if ranks and ranks > 1 else work(here)
 
 
@@ -73,10 +122,10 @@ def train(
     """
     from minipar.job import run_training
 
-    with reported():
+    with from_command_line():
         settings = config.resolved()
-        keep_freed_memory()
-        on_ranks(ranks, lambda comm: run_training(settings, comm, out))
+    keep_freed_memory()
+    on_ranks(ranks, lambda comm: run_training(settings, comm, out))
 
 
 @app.command()
@@ -88,10 +137,9 @@ def verify(config: TrainConfig, ranks: Ranks = None) -> None:
     """
     from minipar.job import run_verification
 
-    with reported():
+    with from_command_line():
         settings = config.resolved(VERIFY_DEFAULTS)
-        holds = on_ranks(ranks, lambda comm: run_verification(settings, comm))
-    if not holds:
+    if not on_ranks(ranks, lambda comm: run_verification(settings, comm)):
         raise typer.Exit(1)
 
 
@@ -112,8 +160,13 @@ def run(
     from minipar.comm.launcher import run_mpi
     from minipar.report import TERMINAL
 
-    with reported():
-        commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} - {"run"}
+    with from_command_line():
+        refuse_inside_job("run")
+        if ranks < 1:
+            raise UsageError(f"run: -n is {ranks}, it must be at least 1")
+        if timeout is not None and not timeout > 0:
+            raise UsageError(f"run: --timeout is {timeout:g}, it must be more than 0 seconds")
+        commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} - {"run", "doctor"}
         words = [program, *context.args]
         if program == "minipar":
             words = words[1:]
@@ -122,7 +175,8 @@ def run(
         elif Path(program).is_file():
             command = [sys.executable, *words]
         else:
-            raise UsageError(f"run: {program!r} is neither a file nor one of {', '.join(sorted(commands))}")
+            known = ", ".join(sorted(commands))
+            raise UsageError(f"run: {program!r} is neither a file nor a command that runs on ranks ({known})")
         env = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if sys.stdout.isatty():
             env[TERMINAL] = str(shutil.get_terminal_size().columns)
@@ -146,11 +200,17 @@ def generate(
     from minipar.job import continue_text
     from minipar.runs import load_run
 
-    with reported():
+    def work() -> str:
         if tokens < 0:
             raise UsageError(f"--tokens is {tokens}, it must not be negative")
         model, _, vocabulary = load_run(directory)
-        typer.echo(continue_text(model, vocabulary, prompt, tokens, temperature, top_k, seed))
+        return continue_text(model, vocabulary, prompt, tokens, temperature, top_k, seed)
+
+    with from_command_line():
+        comm = world()
+    text = agreed(comm, work)
+    if comm.rank == 0:
+        typer.echo(text)
 
 
 @app.command()
@@ -162,6 +222,8 @@ def doctor() -> None:
     from minipar.doctor import examine
     from minipar.report import console, doctor_table
 
+    with from_command_line():
+        refuse_inside_job("doctor")
     findings = examine()
     console().print(doctor_table(findings))
     if not all(f.well for f in findings):
@@ -174,11 +236,14 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
 ) -> None:
     """Train a serial model in parallel, and prove that nothing changed but the time it takes."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ A setting that has no meaning for a model is refused when it is given, never ign
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -83,6 +84,9 @@ class TrainConfig:
 
     def _check(self) -> None:
         """Refuse values out of range and combinations that cannot be."""
+        for name, value in asdict(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"--{name.replace('_', '-')} is {value}, it must be a finite number")
         for name in ("steps", "batch", "seq_len", "width", "layers", "heads", "accumulate", "average_every", "dp"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from minipar.agreement import agreed
 from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig
-from minipar.data import Vocabulary
+from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
 from minipar.models import GPT, Model, generate
 from minipar.report import console, progress, say, verify_table
@@ -18,8 +21,9 @@ from minipar.verification import verify
 def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
     """Train, write the run's directory and print what came of it. Rank 0 prints and writes."""
     job = Job(config, comm)
-    screen = console()
     master = comm.rank == 0
+    writer = agreed(comm, lambda: RunWriter(out, job) if master else None)
+    screen = console()
     if master:
         n = sum(p.size for p in job.model.parameters())
         say(screen, {
@@ -29,7 +33,6 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
         })  # fmt: skip
         if comm.size > len(job.data.train):
             screen.print(f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle")
-    writer = RunWriter(out, job) if master else None
     records = job.train()
     for record in progress(records, config.steps or 0, screen) if master else records:
         if writer:
@@ -47,7 +50,18 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
         })  # fmt: skip
         if isinstance(job.model, GPT):
             screen.print("\nsample of what it writes:\n")
-            screen.print(continue_text(job.model, job.data.vocabulary, "The ", 300, 0.8, None, config.seed), markup=False)
+            prompt = sample_prompt(job.data)
+            screen.print(continue_text(job.model, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False)
+
+
+def sample_prompt(data: Data) -> str:
+    """Return "The ", or the first characters of the validation text where the vocabulary lacks one of those."""
+    vocabulary, usual = data.vocabulary, "The "
+    assert vocabulary is not None
+    if set(usual) <= set(vocabulary.characters):
+        return usual
+    first, _ = data.valid.fetch(np.array([0]))
+    return vocabulary.decode(first[0][: len(usual)])
 
 
 def run_verification(config: TrainConfig, comm: Communicator) -> bool:
@@ -56,7 +70,6 @@ def run_verification(config: TrainConfig, comm: Communicator) -> bool:
     if comm.rank == 0:
         what = f"{config.model} on {comm.size} ranks ({config.aggregation}) against serial, {config.steps} SGD steps"
         console().print(verify_table(report, f"{what}, {config.dtype}"))
-    comm.barrier()  # a rank that left with an error code would end the job before the table is printed
     return report.holds
 
 

@@ -33,6 +33,7 @@ def config_options(defaults: dict[str, dict[str, Any]], **changed: Any) -> Calla
         changed: defaults of this command that differ from `TrainConfig`'s.
     """
     hints = typing.get_type_hints(TrainConfig)
+    annotated: Any = Annotated  # made at run time, which a type checker does not follow
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         names = [f.name for f in fields(TrainConfig)]
@@ -45,7 +46,7 @@ def config_options(defaults: dict[str, dict[str, Any]], **changed: Any) -> Calla
         for f in fields(TrainConfig):
             if f.name == "model":
                 continue
-            kind = Annotated[hints[f.name], typer.Option(help=_help(f.name, f.metadata, defaults))]
+            kind = annotated[hints[f.name], typer.Option(help=_help(f.name, f.metadata, defaults))]
             default = changed.get(f.name, f.default)
             parameters.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
         own = inspect.signature(command, eval_str=True).parameters
@@ -58,4 +59,4 @@ def config_options(defaults: dict[str, dict[str, Any]], **changed: Any) -> Calla
     return decorate
 
 
-_MODEL = Annotated[str, typer.Argument(help="mlp, convnet or gpt", metavar="{mlp,convnet,gpt}")]
+_MODEL = Annotated[str, typer.Argument(help="mlp, convnet or gpt", metavar="mlp|convnet|gpt")]

@@ -49,11 +49,11 @@ def verify_table(report: Report, title: str) -> Table:
     """Return the table of a verification."""
     table = Table(title=title, title_justify="left")
     for heading in ("compared", "worst relative error", "tolerance", "where", "tensors", ""):
-        table.add_column(heading, justify="right" if "error" in heading or heading in ("tolerance", "tensors") else "left")
+        number = "error" in heading or heading in ("tolerance", "tensors")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")  # names are never cut
     for kind, worst in report.worst.items():
-        if worst.compared:
-            verdict = "[green]equal[/]" if worst.error <= report.tolerance else "[bold red]DIFFERS[/]"
-            table.add_row(kind, f"{worst.error:.1e}", f"{report.tolerance:.0e}", worst.where, str(worst.compared), verdict)
+        verdict = "[green]equal[/]" if worst.compared and worst.error <= report.tolerance else "[bold red]DIFFERS[/]"
+        table.add_row(kind, f"{worst.error:.1e}", f"{report.tolerance:.0e}", worst.where, str(worst.compared), verdict)
     same = report.replicas_differ == 0
     verdict = "[green]equal[/]" if same else "[bold red]DIFFER[/]"
     table.add_row("replicas", "0" if same else f"{report.replicas_differ} elements", "bitwise", "all ranks", "", verdict)

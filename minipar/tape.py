@@ -64,12 +64,8 @@ class Node:
         self.dtypes = dtypes
         self.fresh = fresh
         self.pending = False
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the gradients received."""
-        self.grads: list[Array | None] = [None] * len(self.dtypes)
-        self.owned = [False] * len(self.dtypes)
+        self.grads: list[Array | None] = [None] * len(dtypes)
+        self.owned = [False] * len(dtypes)
 
     def check(self) -> None:
         """Raise if this node cannot take a gradient; called before its first one when it has no vjp."""
@@ -79,8 +75,9 @@ class Node:
 
     def receive(self, index: int, g: Array, owned: bool) -> None:
         """Add `g` to the gradient of output `index`; `owned` says that nobody else can see `g`."""
-        if g.dtype != self.dtypes[index]:
-            g, owned = g.astype(self.dtypes[index]), True
+        dtype = self.dtypes[index]
+        if g.dtype is not dtype and g.dtype != dtype:
+            g, owned = g.astype(dtype), True
         present = self.grads[index]
         if present is None:
             self.grads[index], self.owned[index] = g, owned
@@ -171,8 +168,7 @@ class Backward:
         finally:
             _running.reset(token)
             for _, node in self.heap:  # only after an exception: leave no half-filled gradients behind
-                node.pending = False
-                node.clear()
+                node.pending, node.grads = False, [None] * len(node.dtypes)
 
     def push(self, edge: Edge, g: Array, owned: bool = False) -> None:
         """Hand gradient `g` to a node and put it on the heap if this is its first."""

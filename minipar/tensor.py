@@ -7,6 +7,7 @@ array and is not recorded itself.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import weakref
@@ -89,7 +90,7 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        values = np.array2string(to_host(self.data), precision=4, prefix="Tensor(")
+        values = np.array2string(to_host(self.data), precision=4, separator=", ", prefix="Tensor(")
         return f"Tensor({values}, {self.dtype}{', requires_grad=True' if self.requires_grad else ''})"
 
     def __bool__(self) -> bool:
@@ -97,6 +98,17 @@ class Tensor:
 
     def __float__(self) -> float:
         return float(self.data)
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """What copy.deepcopy and pickle take along: not the graph, nor what others attached to this tensor."""
+        if self._maker is not None:
+            raise RuntimeError("only leaves can be copied or pickled; detach() this tensor first")
+        state: dict[str, Any] = {}
+        for name in [n for kind in type(self).__mro__ for n in getattr(kind, "__slots__", ())]:
+            with contextlib.suppress(AttributeError):  # a parameter without values has no `data`
+                state[name] = object.__getattribute__(self, name)
+        del state["__weakref__"]
+        return None, {**state, "_leaf": None, "grad_buffer": None, "hooks": ()}
 
     def item(self) -> float:
         """Return the value of a one-element tensor as a Python number."""
@@ -153,9 +165,8 @@ class Tensor:
         if self._maker is not None:
             return self._maker
         leaf = self._leaf() if self._leaf is not None else None
-        # A leaf that an older graph still holds is shared, unless the values have changed since (or this
-        # tensor is a deep copy that still points at the original's leaf).
-        if leaf is None or leaf.version != self.version or leaf.tensor is not self:
+        # A leaf that an older graph still holds is shared, unless the values have changed since.
+        if leaf is None or leaf.version != self.version:
             leaf = Leaf(self)
             self._leaf = weakref.ref(leaf)
         return leaf, 0

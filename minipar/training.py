@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minipar import optim, random
+from minipar.agreement import agreed, on_every_rank
 from minipar.backend import float_dtype, to_device
 from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig
@@ -27,8 +28,12 @@ from minipar.tape import no_grad
 from minipar.tensor import Tensor
 
 
+# A training that goes astray overflows; `TrainingFailed` says so, once, and NumPy's warnings add nothing.
+overflow_is_reported = np.errstate(over="ignore", invalid="ignore")
+
+
 class TrainingFailed(MiniparError, ArithmeticError):
-    """The loss or the gradient norm stopped being a number."""
+    """The loss or the gradient norm stopped being a finite number."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +100,14 @@ class Job:
         data: the data set, so that it is read once; None loads it.
 
     Raises:
-        UsageError: a layout that does not fit the ranks.
+        UsageError: a layout that does not fit the ranks, or settings that do not fit the data; on every rank.
+        DataError: the data cannot be used; on every rank.
     """
 
     def __init__(self, config: TrainConfig, comm: Communicator, data: Data | None = None):
-        if config.dp is not None and config.dp != comm.size:
-            raise UsageError(f"--dp {config.dp} on {comm.size} ranks: it must be {comm.size}, as data is the only axis")
         self.config, self.comm = config, comm
         c: Any = config
-        self.data = load_data(config) if data is None else data
-        self.model = build_model(config, self.data.info).materialize(config.seed, config.dtype, config.device)
+        self.data, self.model = agreed(comm, lambda: self._prepare(data))
         self.local = LocalSGD(self.model, comm, c.average_every or 1, c.bucket_mb) if c.aggregation == "local" else None
         self.parallel = None if self.local else DataParallel(
             self.model, comm, bucket_mb=c.bucket_mb, overlap=c.overlap, aggregation=c.aggregation
@@ -112,6 +115,14 @@ class Job:
         self.optimizer = build_optimizer(config, self.model)
         self.loader = self._loader(self.data.train, c.batch, shuffle=True)
         self.steps_done = 0
+
+    def _prepare(self, data: Data | None) -> tuple[Data, Model]:
+        """Return the data and the serial model: everything that can go wrong on one rank alone."""
+        c, ranks = self.config, self.comm.size
+        if c.dp is not None and c.dp != ranks:
+            raise UsageError(f"--dp {c.dp} on {ranks} rank{'s'[:ranks > 1]}: data is the only axis, so --dp must be {ranks}")
+        data = load_data(c) if data is None else data
+        return data, build_model(c, data.info).materialize(c.seed, c.dtype, c.device)
 
     def _loader(self, dataset: Any, batch: int, shuffle: bool) -> Loader:
         return Loader(
@@ -125,6 +136,7 @@ class Job:
         x = inputs if self.config.model == "gpt" else Tensor(inputs)  # token ids carry no gradient
         return self.model.loss(self.model(x), to_device(batch.targets, self.config.device))
 
+    @overflow_is_reported
     def forward_backward(self, batch: Batch) -> float:
         """Compute this step's gradients; return the global batch's mean loss, the same on every rank."""
         # Local SGD's ranks each minimise their own mean, all others the mean over the global batch.
@@ -141,30 +153,48 @@ class Job:
             total += loss.item()
         return float(self.comm.all_reduce(np.array([total]))[0]) / batch.count
 
+    @overflow_is_reported
     def update(self, batch: Batch) -> float | None:
-        """Clip and take the optimizer's step; return the global gradient norm if this rank knows it."""
+        """Clip and take the optimizer's step; return the global gradient norm if this rank knows it.
+
+        Raises:
+            TrainingFailed: the norm is not finite; nothing is changed then.
+        """
         c: Any = self.config
         self.optimizer.set_lr(
             optim.warmup_cosine(self.steps_done, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.lr / 10)
         )
         norm = None
-        if self.local is None and any(p.grad is not None for p in self.model.parameters()):
-            norm = optim.clip_grad_norm_(self.model.parameters(), c.clip or math.inf)
         if self.local:
             if c.clip and batch.local_count:
-                optim.clip_grad_norm_(self.model.parameters(), c.clip)
+                self._clip()
             self.local.step(self.optimizer, batch.local_count)
         else:
             assert self.parallel is not None
+            if any(p.grad is not None for p in self.model.parameters()):
+                norm = self._clip()
             self.parallel.step(self.optimizer)
         self.steps_done += 1
         return norm
+
+    def _clip(self) -> float:
+        """Scale the gradients at hand so that their norm is at most the limit; return the norm before that."""
+        try:
+            return optim.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+        except FloatingPointError as error:
+            failure = self._failure(str(error))
+            # Where gradients are summed on all ranks they are the same on all, else this rank speaks alone.
+            raise on_every_rank(failure) if self.config.aggregation == "all_reduce" else failure from None
+
+    def _failure(self, what: str) -> TrainingFailed:
+        """Return the error of a training that went astray at this step."""
+        return TrainingFailed(f"step {self.steps_done + 1}: {what}: lower --lr (now {self.config.lr}) or look at the data")
 
     def train(self) -> Iterator[StepRecord]:
         """Yield a record after each step.
 
         Raises:
-            TrainingFailed: the loss is no longer a finite number; on every rank.
+            TrainingFailed: the loss (on every rank) or the gradient norm is no longer a finite number.
         """
         start = before = time.perf_counter()
         self.model.train()
@@ -174,17 +204,20 @@ class Job:
             self.comm.mark(step=self.steps_done + 1, phase="forward/backward")
             loss = self.forward_backward(batch)
             if not math.isfinite(loss):
-                raise TrainingFailed(
-                    f"the loss is {loss} at step {self.steps_done + 1}: lower --lr (now {self.config.lr}) or look at the data"
-                )
+                raise on_every_rank(self._failure(f"the loss is {loss}"))
             self.comm.mark(phase="update")
             norm = self.update(batch)
             now = time.perf_counter()
             yield StepRecord(self.steps_done, loss, norm, batch.samples / (now - before), now - start)
             before = now
 
+    @overflow_is_reported
     def evaluate(self) -> dict[str, float]:
-        """Return the validation loss (nats a target) and accuracy, each rank having run its share."""
+        """Return the validation loss (nats a target) and accuracy, each rank having run its share.
+
+        Raises:
+            TrainingFailed: the loss is not finite, so the weights are not either; on every rank.
+        """
         c: Any = self.config
         self.comm.mark(phase="evaluation")
         sums = np.zeros(3)  # loss, hits, targets
@@ -200,4 +233,6 @@ class Job:
                 sums += [self.model.loss(output, targets).item(), float(hits), batch.local_count]
         self.model.train()
         loss, hits, targets = self.comm.all_reduce(sums).tolist()
+        if not math.isfinite(loss):
+            raise on_every_rank(self._failure(f"the validation loss is {loss}"))
         return {"loss": loss / targets, "accuracy": hits / targets}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from minipar.agreement import agreed
 from minipar.backend import Array, to_host
 from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig
@@ -45,9 +46,9 @@ class Report:
     """What a verification found.
 
     Attributes:
-        worst: by kind.
+        worst: by kind; only the kinds that this verification compares.
         tolerance: largest relative error allowed.
-        replicas_differ: replicated weights that were not bitwise equal on all ranks, summed over steps.
+        replicas_differ: elements of weights that were not bitwise equal on all ranks, summed over steps.
     """
 
     tolerance: float
@@ -56,8 +57,9 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether every kind was compared (gradients: unless ranks never hold them) and is within tolerance."""
-        return all(w.error <= self.tolerance for w in self.worst.values()) and not self.replicas_differ
+        """Whether something of every kind was compared, all within tolerance, and replicas are equal."""
+        equal = all(w.compared and w.error <= self.tolerance for w in self.worst.values())
+        return equal and not self.replicas_differ
 
 
 def relative_errors(parallel: Mapping[str, Array], serial: Mapping[str, Array], scale: float) -> Iterable[tuple[str, float]]:
@@ -88,9 +90,13 @@ class Fewer:
         return self.dataset.fetch(indices, dtype)
 
 
-def _arrays(job: Job, what: str) -> dict[str, Array]:
-    values = ((name, getattr(p, what)) for name, p in job.model.named_parameters())
-    return {name: to_host(v) for name, v in values if v is not None}
+def _gradients(job: Job) -> dict[str, Array]:
+    return {name: to_host(p.grad) for name, p in job.model.named_parameters() if p.grad is not None}
+
+
+def _state(job: Job) -> dict[str, Array]:
+    """Weights, and what else the model learns: running statistics."""
+    return {name: to_host(t.data) for name, t in [*job.model.named_parameters(), *job.model.named_buffers()]}
 
 
 def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) -> Report:
@@ -99,13 +105,7 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     Raises:
         UsageError: a setting under which the two are not meant to be equal.
     """
-    if config.optimizer != "sgd":
-        raise UsageError(f"verify compares under --optimizer sgd: {config.optimizer} hides a gradient off by a factor")
-    if config.aggregation == "local" and (config.average_every or 1) > 1:
-        raise UsageError("verify: averaging parameters every few steps is not serial training; use --average-every 1")
-    if config.aggregation == "local" and config.clip:
-        raise UsageError("verify: local SGD clips each rank's own gradient, which is not serial clipping; use --clip 0")
-    full = load_data(config) if data is None else data
+    full = agreed(comm, lambda: _prepare(config, data))
     assert config.batch is not None and config.steps is not None
     short = Fewer(full.train, config.batch * max(config.steps // 2, 1) + config.batch // 2 + 1)
     shared = Data(short, full.valid, full.info, full.vocabulary)
@@ -114,10 +114,26 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     serial = Job(_serial(config), alone, shared)
     parallel = Job(config, comm, shared)
     report = Report(TOLERANCE[config.dtype])
+    if parallel.local:
+        del report.worst["gradient"]  # local SGD's ranks never hold the global one
     for step, (a, b) in enumerate(zip(parallel.loader.steps(config.steps), serial.loader.steps(config.steps)), 1):
         _compare_step(report, comm, parallel, serial, a, b, step)
     _agree(report, comm)
     return report
+
+
+def _prepare(config: TrainConfig, data: Data | None) -> Data:
+    """Refuse settings under which a parallel run is not meant to equal the serial one; return the data."""
+    local = config.aggregation == "local"
+    if config.optimizer != "sgd":
+        raise UsageError(f"verify compares under --optimizer sgd: {config.optimizer} hides a gradient off by a factor")
+    if local and (config.average_every or 1) > 1:
+        raise UsageError("verify: averaging parameters every few steps is not serial training; use --average-every 1")
+    if local and config.momentum:
+        raise UsageError("verify: local SGD keeps each rank's own momentum, which serial training has not; use --momentum 0")
+    if local and config.clip:
+        raise UsageError("verify: local SGD clips each rank's own gradient, which is not serial clipping; use --clip 0")
+    return load_data(config) if data is None else data
 
 
 def _serial(config: TrainConfig) -> TrainConfig:
@@ -131,10 +147,10 @@ def _compare_step(
     comm.mark(step=step, phase="verify")
     loss, expected = parallel.forward_backward(batch), serial.forward_backward(whole)
     report.worst["loss"].see(abs(loss - expected) / max(abs(expected), 1e-300), place)
-    theirs = _arrays(serial, "grad")
+    theirs = _gradients(serial)
     scale = max((float(np.abs(g).max()) for g in theirs.values() if g.size), default=0.0)
     if parallel.local is None:
-        ours = _arrays(parallel, "grad")
+        ours = _gradients(parallel)
         holds_gradients = comm.rank == 0 or parallel.config.aggregation == "all_reduce"
         for name in theirs.keys() ^ ours.keys() if holds_gradients else ():
             report.worst["gradient"].see(float("inf"), f"{name} has a gradient on one side only, {place}")
@@ -142,10 +158,10 @@ def _compare_step(
             report.worst["gradient"].see(error, f"{name}, {place}")
     parallel.update(batch)
     serial.update(whole)
-    weights = _arrays(parallel, "data")
-    for name, error in relative_errors(weights, _arrays(serial, "data"), scale):
+    state = _state(parallel)
+    for name, error in relative_errors(state, _state(serial), scale):
         report.worst["weight"].see(error, f"{name}, {place}")
-    for value in weights.values():
+    for value in state.values():
         low, high = comm.all_reduce(value, op="min"), comm.all_reduce(value, op="max")
         report.replicas_differ += int((low != high).sum())
 
@@ -153,7 +169,7 @@ def _compare_step(
 def _agree(report: Report, comm: Communicator) -> None:
     """Make the report of every rank the one of all ranks."""
     everyone: list[Report] = comm.all_gather_object(report)
-    for kind in KINDS:
+    for kind in report.worst:
         merged = max((r.worst[kind] for r in everyone), key=lambda w: w.error)
         compared = sum(r.worst[kind].compared for r in everyone)
         report.worst[kind] = Worst(merged.error, merged.where, compared)

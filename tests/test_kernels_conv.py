@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_checks import EVERY_DTYPE, HALF, check, make
 
 from minipar.kernels import cpu, plain
+from tests.kernel_checks import EVERY_DTYPE, HALF, check, make
 
 CONVOLUTIONS = [  # N, C, H, W, O, groups, kernel, stride, padding, dilation
     (2, 3, 7, 8, 4, 1, (3, 3), (1, 1), (1, 1), (1, 1)),
@@ -18,6 +18,7 @@ CONVOLUTIONS = [  # N, C, H, W, O, groups, kernel, stride, padding, dilation
     (5, 2, 4, 4, 3, 1, (5, 5), (1, 1), (2, 2), (1, 1)),
     (2, 3, 13, 10, 2, 1, (2, 2), (4, 3), (3, 1), (1, 1)),
     (2, 3, 5, 5, 2, 1, (3, 3), (2, 2), (5, 4), (1, 3)),
+    (2, 2, 4, 1, 3, 1, (3, 3), (2, 2), (1, 1), (1, 1)),
     (0, 3, 5, 5, 2, 1, (3, 3), (1, 1), (1, 1), (1, 1)),
     (70, 16, 16, 16, 8, 1, (3, 3), (1, 1), (1, 1), (1, 1)),  # several blocks, the last one short
 ]
@@ -58,7 +59,12 @@ def test_im2col_and_col2im_are_transposes():
     assert (cols * other).sum() == pytest.approx((x * back).sum(), rel=1e-12)
 
 
-POOLS = [((2, 2), (2, 2), (0, 0)), ((3, 2), (2, 1), (1, 1)), ((2, 3), (3, 3), (0, 1)), ((7, 6), (1, 1), (0, 0))]
+POOLS = [  # kernel, stride, padding
+    ((2, 2), (2, 2), (0, 0)),
+    ((3, 2), (2, 1), (1, 1)),
+    ((2, 3), (3, 3), (0, 1)),
+    ((7, 6), (1, 1), (0, 0)),
+]
 
 
 @EVERY_DTYPE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_checks import DOUBLE, HALF, SINGLE, make
 
 from minipar.kernels import cpu, plain
+from tests.kernel_checks import DOUBLE, HALF, SINGLE, make
 
 
 @pytest.mark.parametrize("module", [cpu, plain])
@@ -83,6 +83,7 @@ def test_optimizer_steps_write_into_strided_parameters():
     view = whole[:, ::2]
     cpu.sgd_step_(view, np.ones((4, 3), SINGLE), None, 0.5, 0.0, 0.0, False, 0.0, True)
     assert (whole[:, ::2] == 0.5).all() and (whole[:, 1::2] == 1).all()
+
 
 def test_optimizer_steps_take_a_float16_gradient_in_the_parameters_precision():
     g, p = np.full(3, 6e4, HALF), np.zeros(3, SINGLE)

@@ -1,7 +1,7 @@
 """Floor 3: communicators on raw arrays. Nothing here knows a Tensor.
 
 Order of imports within the floor: ledger, clock, guard, member, interface, collectives; fabric, rounds,
-threads; wire, watchdog, hooks, mpi_work, mpi; launch, launcher. Start with `interface.py` (what every
+threads; wire, watchdog, hooks, mpi_work, mpi; blas, launch, launcher. Start with `interface.py` (what every
 communicator can do), then `collectives.py` (how an all-reduce is made of sends and receives).
 """
 

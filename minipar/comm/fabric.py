@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 from minipar.comm.clock import Clock
 from minipar.comm.guard import Call, Journal, report
 from minipar.errors import CommunicationError, HangError, RankFailed
+
+THREAD_PREFIX = "minipar-"  # names of the ranks' own threads, and of their helpers
 
 
 class Gate:
@@ -44,11 +47,10 @@ class Fabric:
         self.journals = [Journal(rank, size) for rank in range(size)]
         self.times = [0.0] * size
         self.failure: CommunicationError | None = None
-        self.threads: dict[int, int] = {}  # each rank's own thread
         self.live = size  # ranks that have not finished
         self.blocked = 0  # of these, how many wait at a closed gate
         self.helping = 0  # helper threads at work on something that will open a gate
-        self.provable = True  # until a thread besides the ranks' own communicates
+        self._bystanders = weakref.WeakSet(threading.enumerate())  # threads that will not communicate here
         self._waits: dict[int, Gate] = {}  # by thread
 
     def wait(self, gate: Gate, rank: int, call: Call) -> None:
@@ -65,8 +67,6 @@ class Fabric:
             if gate.opened:
                 return
             self.raise_failure()
-            if self.threads.setdefault(rank, thread) != thread:
-                self.provable = False
             if gate.condition is None:
                 gate.condition = threading.Condition(self.lock)
             gate.waiters += 1
@@ -127,7 +127,15 @@ class Fabric:
 
     def _detect_deadlock(self, raising: bool = True) -> None:
         stuck = self.live > 0 and self.blocked >= self.live and self.helping == 0
-        if stuck and self.provable and self.failure is None:
-            self._hang("deadlock, no rank can go on")
-            if raising:
-                self.raise_failure()
+        if not stuck or self.failure is not None or self._helped_by_others():
+            return
+        self._hang("deadlock, no rank can go on")
+        if raising:
+            self.raise_failure()
+
+    def _helped_by_others(self) -> bool:
+        """Return whether a thread that the program has started may still communicate for a rank."""
+        return any(
+            thread not in self._bystanders and not thread.name.startswith(THREAD_PREFIX)
+            for thread in threading.enumerate()
+        )

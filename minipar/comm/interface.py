@@ -25,8 +25,10 @@ import numpy as np
 
 from minipar.backend import Array, array_module
 from minipar.comm.guard import Call
-from minipar.comm.member import Member
+from minipar.comm.member import Member, balanced
 from minipar.errors import UsageError
+
+__all__ = ["Communicator", "Work", "balanced"]
 
 
 class Work(ABC):

@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from typing import Any
 
-import threadpoolctl
-
+from minipar.comm.blas import in_this_thread, one_blas_thread
 from minipar.comm.clock import Clock
-from minipar.comm.fabric import Fabric
+from minipar.comm.fabric import THREAD_PREFIX, Fabric
 from minipar.comm.interface import Communicator
 from minipar.comm.rounds import Group
 from minipar.comm.threads import ThreadCommunicator
@@ -53,9 +51,9 @@ def launch(
 
     def run(rank: int) -> None:
         _current.set(ThreadCommunicator(fabric, group, rank, "world"))
-        fabric.threads[rank] = threading.get_ident()
         try:
-            results[rank] = fn(*args, **kwargs)
+            with in_this_thread(controller):
+                results[rank] = fn(*args, **kwargs)
         except BaseException as error:
             if isinstance(error, SystemExit) and not error.code:
                 pass  # sys.exit() or sys.exit(0) ends this rank like a return
@@ -68,10 +66,10 @@ def launch(
         fabric.finish(rank)
 
     threads = []
-    with one_blas_thread():
+    with one_blas_thread() as controller:
         for rank in range(ranks):
             thread = threading.Thread(
-                target=copy_context().run, args=(run, rank), name=f"minipar-rank-{rank}", daemon=True
+                target=copy_context().run, args=(run, rank), name=f"{THREAD_PREFIX}rank-{rank}", daemon=True
             )
             threads.append(thread)
             thread.start()
@@ -144,25 +142,3 @@ def mpi_timeout() -> float:
     if not timeout > 0:
         raise UsageError(f"MINIPAR_TIMEOUT={text!r} must be a number of seconds above zero")
     return timeout
-
-
-_blas_lock = threading.Lock()
-_blas_users = 0
-_blas_limit: Any = None
-
-
-@contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Limit BLAS to one thread while any launch runs: the ranks themselves use the cores."""
-    global _blas_users, _blas_limit
-    with _blas_lock:
-        if _blas_users == 0:
-            _blas_limit = threadpoolctl.threadpool_limits(1, user_api="blas")
-        _blas_users += 1
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            _blas_users -= 1
-            if _blas_users == 0:
-                _blas_limit.restore_original_limits()

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from minipar.backend import Array, synchronize
-from minipar.comm.fabric import Fabric, Gate
+from minipar.comm.fabric import THREAD_PREFIX, Fabric, Gate
 from minipar.comm.guard import Call, mismatch
 from minipar.comm.interface import Communicator, Work
 from minipar.comm.rounds import Group, Message, Round, share
@@ -63,7 +63,7 @@ class ThreadCommunicator(Communicator):
             with self._fabric.lock:
                 self._fabric.helping += 1
                 if self._group.helper is None:
-                    self._group.helper = ThreadPoolExecutor(1, f"minipar-{self.name}")
+                    self._group.helper = ThreadPoolExecutor(1, f"{THREAD_PREFIX}{self.name}")
             self._group.helper.submit(self._help, call, step)
         elif last:
             if step.error is None:

@@ -285,4 +285,3 @@ def attention_backward(
     for into, grad in zip(out, grads):
         into[...] = grad
     return out
-

@@ -71,10 +71,11 @@ class PoolHead(nn.Module):
     """Mean over all positions, then logits: (N, C, H, W) → (N, classes)."""
 
     def __init__(self, channels: int, classes: int):
+        self.pool = nn.GlobalAvgPool2d()
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(x.mean(axis=(2, 3)))  # (N, C)
+        return self.fc(self.pool(x))  # (N, C) in between
 
 
 class ConvNet(Model):

@@ -10,6 +10,7 @@ from minipar.nn.layers import (
     Dropout,
     Embedding,
     Flatten,
+    GlobalAvgPool2d,
     GroupNorm,
     LayerNorm,
     Linear,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -183,25 +184,37 @@ class AvgPool2d(Module):
         return ops.avg_pool2d(x, self.kernel, self.stride, self.padding)
 
 
+class GlobalAvgPool2d(Module):
+    """Mean over all positions: (N, C, H, W) → (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(axis=(2, 3))
+
+
 class Dropout(Module):
     """Zero elements with probability p while training; the mask is a function of position (see `random`).
 
-    x is (N, ...), samples first. The mask's stream is named by the module's path in the model, so a module
-    that is used twice in one step draws one mask twice: give each place its own.
+    Attributes:
+        window: returns (start, total) of axis 1 where the input is only a part of that axis; None: the whole.
     """
 
     def __init__(self, p: float = 0.5):
         if not 0 <= p < 1:
             raise UsageError(f"Dropout: p = {p} must lie in [0, 1)")
         self.p = p
+        self.window: Callable[[], tuple[int, int]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
         now = random.moment()
-        per_sample = x.size // max(x.shape[0], 1)
         key = random.stream(now.seed, now.step, self.path)
-        return ops.dropout(x, self.p, key, now.first_sample * per_sample)
+        if self.window is None:
+            return ops.dropout(x, self.p, key, now.first_sample * math.prod(x.shape[1:]))
+        start, total = self.window()
+        inner = math.prod(x.shape[2:])
+        starts = [((now.first_sample + i) * total + start) * inner for i in range(x.shape[0])]
+        return ops.dropout(x, self.p, key, starts)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

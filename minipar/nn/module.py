@@ -15,7 +15,7 @@ import numpy as np
 from minipar import random
 from minipar.backend import Array, float_dtype, is_gpu_array, to_device, to_host
 from minipar.errors import UsageError
-from minipar.nn.init import Initialiser, Slices
+from minipar.nn.init import Initialiser
 from minipar.tensor import Tensor
 
 
@@ -26,9 +26,10 @@ class Parameter(Tensor):
         name: its path in the model, as in "h.0.attn.c_attn.weight"; set by `Module.materialize`.
         initialiser: the law its values start from.
         global_shape: its shape in the serial model; `shape` is what this rank holds of it.
+        layout: how it lies over ranks (`parallel.placement.Layout`); None in a serial model.
     """
 
-    __slots__ = ("global_shape", "initialiser", "name")
+    __slots__ = ("global_shape", "initialiser", "layout", "name")
     is_weight = True
 
     def __init__(self, shape: tuple[int, ...], initialiser: Initialiser):
@@ -36,6 +37,7 @@ class Parameter(Tensor):
         del self.data  # no memory yet; __getattr__ explains
         self.global_shape = tuple(int(n) for n in shape)
         self.initialiser = initialiser
+        self.layout: Any = None
         self.name = ""
 
     def __getattr__(self, attribute: str) -> Any:  # only called for what is missing
@@ -59,12 +61,14 @@ class Parameter(Tensor):
     def shape(self) -> tuple[int, ...]:
         return self.data.shape if self.is_materialized else self.global_shape
 
-    def materialize(
-        self, seed: int, name: str, dtype: Any = "float32", device: str = "cpu", part: Slices | None = None
-    ) -> None:
-        """Give the parameter its values: the elements `part` of the serial initialisation, or all of them."""
+    def materialize(self, seed: int, name: str, dtype: Any = "float32", device: str = "cpu") -> None:
+        """Give the parameter its values: the serial initialisation, or this rank's part of it."""
         self.name = name
-        values = self.initialiser.fill(random.stream(seed, name), self.global_shape, part)
+        key = random.stream(seed, name)
+        if self.layout is None:
+            values = self.initialiser.fill(key, self.global_shape)
+        else:
+            values = self.layout.initial(self.initialiser, key, self.global_shape)
         self.data = to_device(values.astype(float_dtype(dtype)), device)
         self.version += 1
 
@@ -157,7 +161,8 @@ class Module:
     def state_dict(self) -> dict[str, Array]:
         """Return {path: array} of parameters and buffers: host copies."""
         tensors = [*self.named_parameters(), *self.named_buffers()]
-        return {name: np.array(to_host(t.data)) for name, t in tensors}
+        # In C order: safetensors writes memory as it lies.
+        return {name: np.array(to_host(t.data), order="C") for name, t in tensors}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
         """Overwrite parameters and buffers by path, keeping dtype and device.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minipar import kernels
+from minipar.backend import array_module
 from minipar.tensor import Tensor, primitive
 
 Pair = int | tuple[int, int]
@@ -18,6 +19,11 @@ def pair(value: Pair) -> tuple[int, int]:
 @primitive(handles=("weight",))
 def _conv2d(x, weight, bias, stride, padding, dilation, groups):
     k, w = kernels.of(x), weight.data
+    if w.size == 0:  # a share of no channels: a sum of no terms, or no outputs
+        size = output_size("conv2d", x.shape, w.shape[2:], stride, padding, dilation)
+        xp, full = array_module(x), (x.shape[0], w.shape[0], *size)
+        y = xp.zeros(full, dtype=x.dtype) + (0 if bias is None else bias.reshape(-1, 1, 1))
+        return y, lambda g: (xp.zeros_like(x), xp.zeros_like(weight.data), lambda: g.sum(axis=(0, 2, 3)))
     y, saved = k.conv2d(x, w, bias, stride, padding, dilation, groups)
     window = (stride, padding, dilation, groups)
     return y, lambda g: (

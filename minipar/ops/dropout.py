@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from minipar import kernels
+from minipar.backend import array_module
 from minipar.tensor import primitive
 
 
@@ -16,12 +17,19 @@ def dropout(x, p, key, start=0):
         x: any shape; element i in memory order has the global index start + i.
         p: probability in [0, 1).
         key: the mask's stream, `random.stream(seed, step, layer)`.
-        start: global index of x's first element.
+        start: global index of x's first element; or, where x is a part of a larger array, a list with that of
+            each x[i].
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout: p = {p} must lie in [0, 1)")
     scale = 1 / (1 - p)
-    keep = kernels.of(x).dropout_mask(x.shape, p, key, start)
+    mask = kernels.of(x).dropout_mask
+    if isinstance(start, list):
+        keep = array_module(x).empty(x.shape, dtype=bool)
+        for row, first in zip(keep, start):
+            row[...] = mask(x.shape[1:], p, key, first)
+    else:
+        keep = mask(x.shape, p, key, start)
 
     def apply(g: Any) -> Any:
         y = g * keep

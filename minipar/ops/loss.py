@@ -56,7 +56,7 @@ def cross_entropy(
         raise ValueError(
             f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, got {labels.shape}"
         )
-    rows = logits.reshape((labels.size, logits.shape[-1]))  # (N, V)
+    rows = logits if logits.ndim == 2 else logits.reshape((labels.size, logits.shape[-1]))  # (N, V)
     losses = _cross_entropy(rows, labels.reshape(-1), ignore_index, label_smoothing)  # (N,)
     if reduction == "none":
         return losses.reshape(labels.shape)

@@ -37,6 +37,8 @@ def transpose(x: Tensor, a: int | None = None, b: int | None = None) -> Tensor:
 
 def flatten(x: Tensor, start: int = 0) -> Tensor:
     """Merge axes `start` and all after it: (B, C, H, W) → (B, C·H·W) for start=1."""
+    if x.ndim == start + 1:
+        return x
     return reshape(x, (*x.shape[:start], int(np.prod(x.shape[start:], dtype=np.int64))))
 
 

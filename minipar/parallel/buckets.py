@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from minipar.backend import Array, array_module
+from minipar.errors import UsageError
 from minipar.nn import Parameter
 
 
@@ -18,6 +19,8 @@ class Bucket:
     Attributes:
         flat: (n + len(params),): the elements in order, then one flag per parameter (see `mark_used`).
         views: one view of `flat` per parameter, in its shape.
+        sums: the same memory again; a parameter's gradient is this object once it has been summed, so that a
+            gradient that would be summed a second time is noticed.
     """
 
     def __init__(self, params: Sequence[Parameter]):
@@ -30,6 +33,7 @@ class Bucket:
         for p in self.params:
             self.views.append(self.flat[start : start + p.size].reshape(p.shape))
             start += p.size
+        self.sums = [view.view() for view in self.views]
         self.used = self.flat[self.numel :]
         self.all_used_here = False
 
@@ -38,7 +42,16 @@ class Bucket:
 
         The flags are summed together with the gradients. So every rank learns whether *any* rank used the
         parameter: if none did, its gradient is None everywhere, as in the serial run.
+
+        Raises:
+            UsageError: a gradient is the sum of the ranks already, and the next sum would count it again.
         """
+        for p, total in zip(self.params, self.sums):
+            if p.grad is total:
+                raise UsageError(
+                    f"the gradient of {p.name!r} is summed over the ranks already: call zero_grad before the next"
+                    " backward, and run all but the last of several microbatches inside no_sync()"
+                )
         self.all_used_here = all(p.grad is not None for p in self.params)
         self.used[...] = 1 if self.all_used_here else 0
         if self.all_used_here and all(p.grad is view for p, view in zip(self.params, self.views)):
@@ -51,11 +64,11 @@ class Bucket:
                 view[...] = p.grad
 
     def hand_out(self) -> None:
-        """Set each parameter's gradient to its summed view, or to None if no rank used the parameter."""
+        """Set each parameter's gradient to the sum, or to None if no rank used the parameter."""
         # Reading the flags would make a GPU wait, and is not needed where this rank used everything itself.
         used = [1.0] * len(self.params) if self.all_used_here else self.used.tolist()
-        for p, view, flag in zip(self.params, self.views, used):
-            p.grad = view if flag else None
+        for p, total, flag in zip(self.params, self.sums, used):
+            p.grad = total if flag else None
 
     def pack(self, value: Callable[[Parameter], Array]) -> Array:
         """Fill the flat array with `value(p)` of each parameter and return it without the flags."""

@@ -18,8 +18,9 @@ from minipar import optim
 from minipar.comm.interface import Communicator, Work
 from minipar.errors import UsageError
 from minipar.nn import BatchNorm2d, Module, Parameter
+from minipar.ops.normalisation import alone
 from minipar.parallel.buckets import Bucket, make_buckets
-from minipar.tape import running_backward
+from minipar.tape import Backward, running_backward
 from minipar.tensor import Tensor
 
 AGGREGATIONS = ("all_reduce", "master")
@@ -41,7 +42,8 @@ class DataParallel:
             0, which alone takes the step and sends the new parameters (a parameter server).
 
     Raises:
-        UsageError: unknown aggregation, overlap with "master", or a bucket size that is not positive.
+        UsageError: unknown aggregation, overlap with "master", a bucket size that is not positive, or a model
+            that is not materialised.
     """
 
     def __init__(
@@ -59,6 +61,9 @@ class DataParallel:
             raise UsageError("aggregation master sums after backward, so it cannot overlap; leave overlap out")
         if bucket_mb <= 0:
             raise UsageError(f"bucket_mb = {bucket_mb} must be positive")
+        for name, p in model.named_parameters():
+            if not p.is_materialized:
+                raise UsageError(f"DataParallel: {name} has no values yet; call model.materialize(seed, dtype) first")
         self.model, self.comm, self.aggregation = model, comm, aggregation
         self.overlap = aggregation == "all_reduce" if overlap is None else overlap
         self.params: list[Parameter] = [p for p in model.parameters() if p.requires_grad]
@@ -67,13 +72,13 @@ class DataParallel:
         self._missing = [len(bucket.params) for bucket in self.buckets]
         self._sent: list[Work] = []
         self._synchronising = True
-        self._running = False
+        self._run: Backward | None = None  # the backward whose gradients are being counted
         self._share_values()
         for bucket in self.buckets:
             for p, view in zip(bucket.params, bucket.views):
                 p.grad_buffer = view
         self._hooks = [p.register_hook(self._gradient_ready) for p in self.params]
-        self._has_batch_norm = self._share_batch_statistics()
+        self._batch_norms = self._share_batch_statistics()
 
     def __call__(self, *inputs: Any) -> Any:
         return self.model(*inputs)
@@ -82,15 +87,16 @@ class DataParallel:
         """Give every rank the master's parameters and buffers."""
         for bucket in self.buckets:
             self._broadcast(bucket)
-        for _, buffer in self.model.named_buffers():
-            buffer.assign_(self.comm.broadcast(buffer.data, root=MASTER))
+        frozen = [p for p in self.model.parameters() if not p.requires_grad]
+        for tensor in [*frozen, *(buffer for _, buffer in self.model.named_buffers())]:
+            tensor.assign_(self.comm.broadcast(tensor.data, root=MASTER))
 
     def _broadcast(self, bucket: Bucket) -> None:
         self.comm.broadcast_(bucket.pack(lambda p: p.data), root=MASTER)
         for p, view in zip(bucket.params, bucket.views):
             p.assign_(view)
 
-    def _share_batch_statistics(self) -> bool:
+    def _share_batch_statistics(self) -> list[BatchNorm2d]:
         """Let batch norm see the whole batch; on a communicator of its own, so that its sums never mix with
         buckets that are under way."""
         norms = [m for _, m in self.model.named_modules() if isinstance(m, BatchNorm2d)]
@@ -99,7 +105,7 @@ class DataParallel:
             assert group is not None
             for norm in norms:
                 norm.reduce = group.all_reduce
-        return bool(norms)
+        return norms
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -108,22 +114,23 @@ class DataParallel:
         Raises:
             UsageError: the model has batch norm, whose statistics would be those of one microbatch.
         """
-        if self._has_batch_norm:
+        if self._batch_norms:
             raise UsageError("batch norm mixes the samples of a batch, so microbatches change its result; use group norm")
-        self._synchronising = False
+        before, self._synchronising = self._synchronising, False
         try:
             yield
         finally:
-            self._synchronising = True
+            self._synchronising = before
 
     def _gradient_ready(self, p: Tensor) -> None:
         if not self._synchronising:
             return
-        if not self._running:  # the first gradient of this backward
-            self._running = True
+        run = running_backward()
+        if run is not self._run:  # the first gradient of this backward
+            self._run = run
             self._sent = []
             self._missing = [len(bucket.params) for bucket in self.buckets]
-            running_backward().at_end.append(self.synchronize)
+            run.at_end.append(self.synchronize)
         self._missing[self._bucket_of[id(p)]] -= 1
         if self.overlap:
             self._send_full_buckets()
@@ -141,8 +148,12 @@ class DataParallel:
 
     def synchronize(self) -> None:
         """Sum all gradients over the ranks now. Backward calls it; call it yourself only where no gradient
-        was computed at all on this rank, so that the others do not wait."""
-        self._running = False
+        was computed at all on this rank, so that the others do not wait.
+
+        Raises:
+            UsageError: a gradient would be summed twice (see `Bucket.mark_used`).
+        """
+        self._run = None
         if self.aggregation == "master":
             for bucket in self.buckets:
                 bucket.mark_used()
@@ -179,3 +190,5 @@ class DataParallel:
             remove()
         for p in self.params:
             p.grad_buffer = None
+        for norm in self._batch_norms:
+            norm.reduce = alone

@@ -13,7 +13,7 @@ from minipar import optim
 from minipar.backend import array_module
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
-from minipar.nn import Module
+from minipar.nn import BatchNorm2d, Module
 from minipar.parallel.buckets import make_buckets
 
 
@@ -21,19 +21,24 @@ class LocalSGD:
     """A model whose parameters are averaged over the ranks of `comm` after every `every` steps.
 
     Each rank divides its loss by its *own* number of valid targets; the average weights ranks by the targets
-    they have seen since the last one.
+    they have seen since the last one. Frozen parameters are equal from the start and left alone.
+
+    Raises:
+        UsageError: `every` below 1, or a model with batch norm: every rank would keep statistics of its own.
     """
 
     def __init__(self, model: Module, comm: Communicator, every: int = 1, bucket_mb: float = 4.0):
         if every < 1:
             raise UsageError(f"LocalSGD: parameters are averaged every {every} steps; give a number of at least 1")
+        if any(isinstance(m, BatchNorm2d) for _, m in model.named_modules()):
+            raise UsageError("LocalSGD: batch norm would keep other statistics on every rank; use group norm")
         self.model, self.comm, self.every = model, comm, every
-        self.params = list(model.parameters())
+        self.params = [p for p in model.parameters() if p.requires_grad]
         self.buckets = make_buckets(self.params, bucket_mb)
         self._steps = 0
         self._seen = 0.0
-        for p in self.params:
-            p.assign_(comm.broadcast(p.data, root=0))
+        for tensor in [*model.parameters(), *(buffer for _, buffer in model.named_buffers())]:
+            tensor.assign_(comm.broadcast(tensor.data, root=0))
 
     def step(self, optimizer: optim.Optimizer, targets: int) -> None:
         """Take a local step and, when it is time, average.

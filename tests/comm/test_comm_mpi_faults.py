@@ -29,7 +29,7 @@ def run(fault: str, ranks: int = 2, **settings: str) -> Outcome:
         ("skips", "ranks 0-1 wait in all_reduce #2 of (4,) float32 (step 2, backward); rank 2 has finished"),
         (
             "waits_elsewhere",
-            "float32 (step 2, backward); rank 2 waits in recv(source=0, tag=3) (step 2, back",
+            "of (4,) float32 (step 2, backward); rank 2 waits in recv(source=0, tag=3) (step",
         ),
         ("computes", "rank 2 is not in a communication (step 2, backward); its last was all_reduce #1"),
         ("sends_in_a_circle", "rank 2 waits in send(dest=0, tag=0) of (4,) float32"),
@@ -170,16 +170,16 @@ def test_a_world_of_another_size_is_refused(tmp_path: Path) -> None:
     assert "UsageError: MINIPAR_WORLD_SIZE says 3 ranks, but MPI has 2" in job.err
 
 
+def outside_any_launcher() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))}
+
+
 @pytest.mark.parametrize("variable", ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
 def test_another_mpis_launcher_is_noticed(variable: str) -> None:
     """Under a foreign mpirun each process is a world of one, and its variables say that there are more."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))
-    }
-    environment[variable] = "4"
     job = subprocess.run(
         [sys.executable, "-c", "from minipar.comm import world; world()"],
-        env=environment,
+        env={**outside_any_launcher(), variable: "4"},
         capture_output=True,
         text=True,
         timeout=30,
@@ -212,7 +212,5 @@ def test_a_single_rank_does_not_import_mpi() -> None:
         "assert world().all_reduce(np.ones(3)).sum() == 3 and world() is world()\n"
         "assert 'mpi4py' not in sys.modules"
     )
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))
-    }
-    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=30).returncode == 0
+    job = subprocess.run([sys.executable, "-c", program], env=outside_any_launcher(), timeout=30)
+    assert job.returncode == 0

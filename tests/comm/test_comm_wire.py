@@ -146,6 +146,6 @@ def test_mismatch_texts() -> None:
         "rank 2 called all_reduce #3(op=max) of (4,) float64: they differ in dtype and op"
     )
     assert numbered([4]) == "rank 4" and numbered([5, 0, 2, 3, 4]) == "ranks 0, 2-5"
-    assert guard.grouped(
-        {0: "waits in a", 1: "has finished; its last was b", 2: "has finished; its last was b"}
-    ) == ("rank 0 waits in a; ranks 1-2 have finished; their last was b")
+    done = "has finished; its last was b"
+    texts = {0: "waits in a", 1: done, 2: done}
+    assert guard.grouped(texts) == "rank 0 waits in a; ranks 1-2 have finished; their last was b"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from kernel_checks import make
 
 from minipar.kernels import cpu
+from tests.kernel_checks import make
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed (pip install 'minipar[parity]')")
+torch = pytest.importorskip("torch", reason="parity tests need PyTorch: pip install 'minipar[parity]'")
 F = torch.nn.functional
 pytestmark = pytest.mark.parity
 
@@ -91,7 +91,8 @@ def test_attention(kind):
 
 def test_attention_is_causal_from_the_top_left():
     q, k, v = make(1, 5, 4), make(1, 9, 4, seed=1), make(1, 9, 4, seed=2)
-    same(cpu.attention(q, k, v, causal=True)[0], F.scaled_dot_product_attention(*tensors(q, k, v), is_causal=True))
+    want = F.scaled_dot_product_attention(*tensors(q, k, v), is_causal=True)
+    same(cpu.attention(q, k, v, causal=True)[0], want)
 
 
 CONVOLUTIONS = [  # C, O, groups, kernel, stride, padding, dilation

@@ -1,0 +1,191 @@
+"""Collectives as differentiable operations: each forward paired with its adjoint.
+
+A rank's tensor is one block of a big vector; a collective is a linear map of that vector, and backward is its
+transpose. So a model whose tensors are spread over ranks needs no gradient code of its own.
+
+    forward                        backward
+    copy_to       identity         all-reduce        one tensor feeds every rank: their gradients add up
+    reduce_from   all-reduce       identity          every rank's term enters one sum
+    scatter       take own part    all-gather        of a tensor that all ranks hold
+    gather        all-gather       take own part     into a tensor that all ranks then use alike
+    all_gather    all-gather       reduce-scatter    into a tensor that each rank then uses differently
+    reduce_scatter reduce-scatter  all-gather
+    all_to_all    all-to-all       all-to-all        back again
+    send / recv   send / receive   receive / send    a gradient travels the way back
+
+copy_to and reduce_from are f and g of Megatron-LM (Shoeybi et al. 2019, section 3); all_gather and
+reduce_scatter are g and ḡ of its sequence parallelism (Korthikanti et al. 2022, section 4.2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minipar.backend import Array, array_module
+from minipar.comm.interface import Communicator, balanced
+from minipar.tensor import Tensor, primitive, record
+
+
+def joined(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> Array:
+    """Return the ranks' arrays joined along `axis`, of which rank r brings `counts[r]`."""
+    xp = array_module(x)
+    together = comm.all_gather(xp.ascontiguousarray(xp.moveaxis(x, axis, 0)), counts)
+    return xp.moveaxis(together, 0, axis)
+
+
+def summed_part(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> Array:
+    """Return this rank's part along `axis` of the sum of the ranks' arrays."""
+    xp = array_module(x)
+    part = comm.reduce_scatter(xp.ascontiguousarray(xp.moveaxis(x, axis, 0)), counts)
+    return xp.moveaxis(part, 0, axis)
+
+
+def own_part(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> Array:
+    """Return this rank's slice of `x` along `axis`, a view."""
+    start = sum(counts[: comm.rank])
+    index = [slice(None)] * x.ndim
+    index[axis] = slice(start, start + counts[comm.rank])
+    return x[tuple(index)]
+
+
+def _contiguous(g: Array) -> Array:
+    return array_module(g).ascontiguousarray(g)
+
+
+@primitive
+def copy_to(x, comm):
+    """x itself; the gradients of all ranks are summed."""
+    return x, lambda g: (lambda: comm.all_reduce(_contiguous(g)), None)
+
+
+@primitive
+def reduce_from(x, comm):
+    """The sum of all ranks' x; each gets the gradient of the sum, which is the same everywhere."""
+    return comm.all_reduce(_contiguous(x)), lambda g: (g, None)
+
+
+def scatter(x: Tensor, comm: Communicator, axis: int, counts: Sequence[int] | None = None) -> Tensor:
+    """This rank's part along `axis` of a tensor that all ranks hold; the parts' gradients are gathered."""
+    return _scatter(x, comm, axis % x.ndim, tuple(counts or balanced(x.shape[axis], comm.size)))
+
+
+@primitive
+def _scatter(x, comm, axis, counts):
+    part = _contiguous(own_part(comm, x, axis, counts))
+    return part, lambda g: (lambda: joined(comm, g, axis, counts), None, None, None)
+
+
+def gather(x: Tensor, comm: Communicator, axis: int, counts: Sequence[int]) -> Tensor:
+    """All parts joined along `axis`, for use alike on every rank; backward keeps this rank's part."""
+    return _gather(x, comm, axis % x.ndim, tuple(counts))
+
+
+@primitive
+def _gather(x, comm, axis, counts):
+    whole = joined(comm, x, axis, counts)
+    return whole, lambda g: (own_part(comm, g, axis, counts), None, None, None)
+
+
+def all_gather(x: Tensor, comm: Communicator, axis: int, counts: Sequence[int]) -> Tensor:
+    """All parts joined along `axis`, for use differently on each rank; backward sums and takes this rank's part."""
+    return _all_gather(x, comm, axis % x.ndim, tuple(counts))
+
+
+@primitive
+def _all_gather(x, comm, axis, counts):
+    whole = joined(comm, x, axis, counts)
+    return whole, lambda g: (lambda: summed_part(comm, g, axis, counts), None, None, None)
+
+
+def reduce_scatter(x: Tensor, comm: Communicator, axis: int, counts: Sequence[int] | None = None) -> Tensor:
+    """This rank's part along `axis` of the sum of all ranks' x; backward gathers the parts' gradients."""
+    return _reduce_scatter(x, comm, axis % x.ndim, tuple(counts or balanced(x.shape[axis], comm.size)))
+
+
+@primitive
+def _reduce_scatter(x, comm, axis, counts):
+    part = summed_part(comm, x, axis, counts)
+    return part, lambda g: (lambda: joined(comm, g, axis, counts), None, None, None)
+
+
+@primitive
+def exchange(x, comm, axis, give, take):
+    """Give each rank q the interval `give[q]` of x along `axis`; return what arrives, placed side by side.
+
+    Args:
+        give: one (start, stop) of x for each rank; intervals may overlap or be empty.
+        take: length that each rank gives to this one.
+    """
+    xp = array_module(x)
+    rows = xp.moveaxis(x, axis, 0)
+    parts = comm.all_to_all([_contiguous(rows[start:stop]) for start, stop in give])
+    value = xp.moveaxis(xp.concatenate(parts, axis=0), 0, axis)
+
+    def back(g: Array) -> Array:
+        stops = np.cumsum(take)[:-1].tolist()
+        returned = comm.all_to_all([_contiguous(p) for p in xp.split(xp.moveaxis(g, axis, 0), stops)])
+        dx = xp.zeros(rows.shape, dtype=x.dtype)
+        for (start, stop), part in zip(give, returned):
+            dx[start:stop] += part  # an element given to several ranks collects all their gradients
+        return xp.moveaxis(dx, 0, axis)
+
+    return value, lambda g: (lambda: back(g), None, None, None, None)
+
+
+def all_to_all(x: Tensor, comm: Communicator, split_axis: int, join_axis: int) -> Tensor:
+    """Cut x along `split_axis`, send part q to rank q, join what arrives along `join_axis` (all equal parts).
+
+    Raises:
+        ValueError: the number of ranks does not divide the axis.
+    """
+    if x.shape[split_axis] % comm.size:
+        raise ValueError(f"all_to_all: axis {split_axis} of {x.shape} does not divide by {comm.size} ranks")
+    return _all_to_all(x, comm, split_axis % x.ndim, join_axis % x.ndim)
+
+
+def _swap_parts(comm: Communicator, x: Array, split_axis: int, join_axis: int) -> Array:
+    xp = array_module(x)
+    parts = comm.all_to_all([_contiguous(p) for p in xp.split(x, comm.size, axis=split_axis)])
+    return xp.concatenate(parts, axis=join_axis)
+
+
+@primitive
+def _all_to_all(x, comm, split_axis, join_axis):
+    value = _swap_parts(comm, x, split_axis, join_axis)
+    return value, lambda g: (lambda: _swap_parts(comm, g, join_axis, split_axis), None, None, None)
+
+
+def send(x: Tensor, comm: Communicator, dest: int, tag: int = 0) -> Tensor:
+    """Send x; return an empty tensor that stands for it. Backward from that tensor receives x's gradient.
+
+    Call `token.backward(token.data)`, or hand the token to the next `recv` of this rank, so that backward
+    reaches it.
+    """
+    comm.send(_contiguous(x.data), dest, tag)
+
+    def vjp(g: Array) -> Array:
+        return comm.recv(dest, tag, shape=x.shape, dtype=x.dtype)
+
+    return record("send", array_module(x.data).zeros(0, dtype=x.dtype), vjp, (x,))
+
+
+def recv(comm: Communicator, source: int, tag: int = 0, token: Tensor | None = None) -> Tensor:
+    """Receive a tensor; backward sends its gradient to where it came from.
+
+    Args:
+        token: what an earlier `send` of this rank returned; ties the two together for backward.
+    """
+    value = comm.recv(source, tag)
+    start = (
+        token
+        if token is not None
+        else Tensor(np.zeros(0, value.dtype), requires_grad=value.dtype.kind == "f")
+    )
+
+    def vjp(g: Array) -> Array:
+        comm.send(_contiguous(g), source, tag)
+        return array_module(g).zeros(0, dtype=g.dtype)
+
+    return record("recv", value, vjp, (start,))
