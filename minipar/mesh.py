@@ -59,7 +59,7 @@ class Mesh:
             setattr(self, axis, group)
 
     def __str__(self) -> str:
-        """Return the grid: a block per pipeline stage, a row per replica, a column per tensor-parallel rank."""
+        """Return the grid: a block a pipeline stage, a row a replica, a column a tensor-parallel rank."""
         dp, pp, tp = (self.shape[a] for a in AXES)
         width = max(len(f"rank {self.world.size - 1}"), len(f"tp {tp - 1}"))
         lines = [f"mesh of {self.world.size} ranks: dp {dp} × pp {pp} × tp {tp}"]
@@ -97,6 +97,6 @@ def resolve(ranks: int, dp: int | None, pp: int | None, tp: int | None) -> dict[
 
 def _nearest(ranks: int, given: dict[str, int | None]) -> str:
     """Return the factoring of `ranks` that changes the given sizes least, as options."""
-    wanted = [size or 1 for size in given.values()]
-    best = min(factorings(ranks), key=lambda f: (sum(a != b for a, b in zip(f, wanted)), -f[0]))
+    wanted = list(given.values())
+    best = min(factorings(ranks), key=lambda f: (sum(b not in (a, None) for a, b in zip(f, wanted)), -f[0]))
     return " ".join(f"--{axis} {size}" for axis, size in zip(AXES, best))

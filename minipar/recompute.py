@@ -37,7 +37,7 @@ def recompute(module: Module, *inputs: Any) -> Tensor:
 
     def vjp(g: Array) -> Any:
         for handle in handles:
-            _ = handle.data  # raises if a weight changed since forward: the replay would differ from it
+            handle.check()  # raises if a weight changed since forward: the replay would differ from it
         floor = next_order()
         output, again = context.copy().run(replay)
         run = running_backward()

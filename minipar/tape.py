@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from minipar.backend import Array, array_module
 
 if TYPE_CHECKING:
@@ -121,14 +123,13 @@ class Leaf(Node):
     def finish(self) -> None:
         """Move the gradient into the tensor's `.grad` and call its hooks."""
         tensor, g = self.tensor, self.grads[0]
-        array_type = type(tensor.data)  # a 0-d result may have become a NumPy scalar on the way
         if g is not None:
             if tensor.grad is not None:
                 tensor.grad += g
             elif tensor.grad_buffer is not None:
                 tensor.grad_buffer[...] = g
                 tensor.grad = tensor.grad_buffer
-            elif self.owned[0] and isinstance(g, array_type):
+            elif self.owned[0] and not isinstance(g, np.generic):  # a 0-d result may have become a scalar
                 tensor.grad = g
             else:
                 tensor.grad = array_module(g).array(g)

@@ -100,7 +100,7 @@ class Tensor:
         return float(self.data)
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
-        """What copy.deepcopy and pickle take along: not the graph, nor what others attached to this tensor."""
+        """What copy.deepcopy and pickle take along: not the graph, nor what others attached to the tensor."""
         if self._maker is not None:
             raise RuntimeError("only leaves can be copied or pickled; detach() this tensor first")
         state: dict[str, Any] = {}
@@ -198,24 +198,10 @@ class Tensor:
         Backward(deferred).start(edge, g)
 
     if TYPE_CHECKING:  # operators and methods are installed by minipar.ops.methods
-        __add__: Any
-        __radd__: Any
-        __sub__: Any
-        __rsub__: Any
-        __mul__: Any
-        __rmul__: Any
-        __truediv__: Any
-        __rtruediv__: Any
-        __pow__: Any
-        __rpow__: Any
-        __neg__: Any
-        __matmul__: Any
-        __rmatmul__: Any
-        __getitem__: Any
-        __lt__: Any
-        __le__: Any
-        __gt__: Any
-        __ge__: Any
+        _operator: Any
+        __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __matmul__ = __neg__ = __getitem__ = _operator
+        __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = _operator
+        __lt__ = __le__ = __gt__ = __ge__ = _operator
         reshape: Any
         permute: Any
         T: Any
@@ -236,14 +222,18 @@ class Handle:
         self.tensor = tensor
         self.version = tensor.version
 
-    @property
-    def data(self) -> Array:
+    def check(self) -> None:
+        """Raise if the values have changed since the handle was made."""
         if self.tensor.version != self.version:
             raise RuntimeError(
                 f"backward: a parameter of shape {self.tensor.shape} was changed in place between forward and"
                 f" backward (version {self.version}, now {self.tensor.version}):"
                 " call backward before the optimizer's step"
             )
+
+    @property
+    def data(self) -> Array:
+        self.check()
         return self.tensor.data
 
 
@@ -285,7 +275,7 @@ def primitive(
             a.data if isinstance(a, Tensor) else a.item() if isinstance(a, np.generic) else a for a in args
         ]
         for i in by_handle:
-            if i < len(args):
+            if i < len(args) and args[i] is not None:
                 values[i] = Handle(args[i] if isinstance(args[i], Tensor) else Tensor(args[i]))
         try:
             value, vjp = fn(*values, **kwargs)

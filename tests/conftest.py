@@ -1,4 +1,4 @@
-"""Shared by all tests: one BLAS thread, so that timings and the last bits of sums do not depend on the machine."""
+"""Shared by all tests: one BLAS thread, so that timings and last bits do not depend on the machine."""
 
 import pytest
 from threadpoolctl import threadpool_limits

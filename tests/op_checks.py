@@ -1,8 +1,10 @@
-"""What every primitive is put through, whatever its subject."""
+"""What every primitive is put through, whatever its subject; and small tensors to do it with."""
 
 import numpy as np
 
 from minipar.gradcheck import gradcheck
+from minipar.nn import Parameter
+from minipar.nn.init import Normal
 from minipar.tensor import Tensor
 from tests.op_cases import Case
 
@@ -28,3 +30,15 @@ def check_dtypes(case: Case, dtype) -> None:
         assert t.grad.flags.writeable
         assert not any(np.shares_memory(t.grad, other.data) for other in [*tensors, *outs])
         assert not any(np.shares_memory(t.grad, other.grad) for other in tensors[:i])
+
+
+def leaf(*shape: int, seed: int = 0) -> Tensor:
+    """A float64 tensor that wants a gradient."""
+    return Tensor(np.random.default_rng(seed).standard_normal(shape), requires_grad=True)
+
+
+def weight(*shape: int, seed: int = 0) -> Parameter:
+    """A float64 parameter: unlike a mere leaf, its gradient may be put off."""
+    p = Parameter(shape, Normal())
+    p.materialize(seed, f"w{shape}", "float64")
+    return p

@@ -92,3 +92,11 @@ def test_pools_refuse_padding_beyond_half_the_kernel(module):
     for name in ("max_pool2d", "avg_pool2d"):
         with pytest.raises(ValueError, match=r"pooling padding \(2, 0\) must be at most half the kernel"):
             getattr(module, name)(make(1, 1, 5, 5), (3, 3), (1, 1), (2, 0))
+
+
+@pytest.mark.parametrize("module", [cpu, plain])
+def test_max_pool_numbers_the_taps_of_a_huge_window(module):
+    x = np.zeros((1, 1, 200, 200))
+    x[0, 0, 199, 198] = 1
+    _, saved = module.max_pool2d(x, (200, 200), (1, 1), (0, 0))
+    assert saved.item() == 199 * 200 + 198  # does not fit in 16 bits

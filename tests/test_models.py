@@ -89,12 +89,16 @@ def test_blocks_are_the_model_and_the_loss_is_a_sum(make, x, targets, shape):
     np.testing.assert_array_equal(h.data, model(out).data)
     flat = h.data.reshape(-1, shape[-1])
     logp = flat - np.log(np.exp(flat).sum(1, keepdims=True))
-    assert model.loss(h, targets).item() == pytest.approx(-logp[np.arange(len(flat)), targets.reshape(-1)].sum())
+    assert model.loss(h, targets).item() == pytest.approx(
+        -logp[np.arange(len(flat)), targets.reshape(-1)].sum()
+    )
     owned = {id(p) for p in model.parameters()}
     assert {id(p) for b in model.blocks for p in b.parameters()} == owned
 
 
-@pytest.mark.parametrize("make, x", [(lambda: mlp(0.4), IMAGES), (lambda: gpt(dropout=0.4), IDS)], ids=["mlp", "gpt"])
+@pytest.mark.parametrize(
+    "make, x", [(lambda: mlp(0.4), IMAGES), (lambda: gpt(dropout=0.4), IDS)], ids=["mlp", "gpt"]
+)
 def test_dropout_of_a_split_batch_is_the_whole_batch_s(make, x):
     model = make().materialize(0, "float64")
     wrap = (lambda a: Tensor(a)) if x.dtype.kind == "f" else (lambda a: a)
@@ -139,7 +143,10 @@ def test_gpt2_layout_round_trip(tmp_path, tied):
     path = tmp_path / "model.safetensors"
     save(model, path)
     stored = load_file(path)
-    assert stored["h.0.attn.c_attn.weight"].shape == (8, 24) and stored["h.0.mlp.c_fc.weight"].shape == (8, 32)
+    assert stored["h.0.attn.c_attn.weight"].shape == (8, 24) and stored["h.0.mlp.c_fc.weight"].shape == (
+        8,
+        32,
+    )
     np.testing.assert_array_equal(stored["h.1.mlp.c_proj.weight"], model.h[1].mlp.c_proj.weight.data.T)
     again = load(path, heads=2)
     assert again.config == model.config
@@ -174,14 +181,14 @@ def test_a_public_style_file_loads(tmp_path):
 
 def test_bad_weight_files(tmp_path):
     path = tmp_path / "w.safetensors"
-    with pytest.raises(UsageError, match="w.safetensors do not exist"):
+    with pytest.raises(UsageError, match=r"w\.safetensors do not exist"):
         load(path, 2)
     save(gpt().materialize(0), path)
     with pytest.raises(UsageError, match="3 heads do not divide width 8"):
         load(path, 3)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(DataError, match="w.safetensors cannot be read"):
+    with pytest.raises(DataError, match=r"w\.safetensors cannot be read"):
         load(path, 2)
     save_file({"conv.weight": np.zeros(3, np.float32)}, path)
     with pytest.raises(DataError, match="not GPT-2's"):
@@ -239,7 +246,10 @@ def test_generation_follows_the_distribution():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda: GPTConfig(width=10, heads=4), r"GPT: 4 heads do not divide width 10; these would: \[1, 2, 5\]"),
+        (
+            lambda: GPTConfig(width=10, heads=4),
+            r"GPT: 4 heads do not divide width 10; these would: \[1, 2, 5\]",
+        ),
         (lambda: GPTConfig(layers=0), "GPT: every size must be at least 1"),
         (lambda: MLP(MLPConfig(layers=0)), "MLP: 0 layers"),
         (lambda: ConvNet(ConvNetConfig(norm="layer")), "norm 'layer' is unknown: use group or batch"),

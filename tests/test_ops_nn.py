@@ -111,13 +111,17 @@ def test_batch_norm_over_two_ranks_is_the_whole_batch_s():
     with ThreadPoolExecutor(2) as pool:
         ranks = list(pool.map(rank, (0, 1), (slice(0, 4), slice(4, 6))))
     np.testing.assert_allclose(np.concatenate([r[0] for r in ranks]), y.data, rtol=1e-12)
-    np.testing.assert_allclose(np.concatenate([r[1][0] for r in ranks]), whole[0].grad, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(
+        np.concatenate([r[1][0] for r in ranks]), whole[0].grad, rtol=1e-10, atol=1e-13
+    )
     for i in (1, 2):  # weight and bias: each rank has its share, and gradients are summed over ranks
         np.testing.assert_allclose(ranks[0][1][i] + ranks[1][1][i], whole[i].grad, rtol=1e-12)
 
 
 def test_batch_norm_of_float16_does_not_overflow():
-    x = Tensor(np.full((64, 2, 8, 8), 100, np.float16) + RNG.standard_normal((64, 2, 8, 8)).astype(np.float16))
+    x = Tensor(
+        np.full((64, 2, 8, 8), 100, np.float16) + RNG.standard_normal((64, 2, 8, 8)).astype(np.float16)
+    )
     y, mean, variance = ops.batch_norm(x)
     assert np.isfinite(y.data).all() and np.allclose(mean.data, 100, atol=0.2) and (variance.data > 0.5).all()
 
@@ -149,31 +153,64 @@ ONE = Tensor(np.ones(1))
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda: ops.layer_norm(ROWS, ONE, ONE), r"^layer_norm: weight must be \(6,\), one per channel, got \(1,\)"),
+        (
+            lambda: ops.layer_norm(ROWS, ONE, ONE),
+            r"^layer_norm: weight must be \(6,\), one per channel, got \(1,\)",
+        ),
         (lambda: ops.layer_norm(ROWS, bias=ONE), r"^layer_norm: bias must be \(6,\)"),
         (lambda: ops.rms_norm(ROWS, ONE), r"^rms_norm: weight must be \(6,\)"),
         (lambda: ops.group_norm(IMAGE, 3), "^group_norm: 3 groups do not divide 4 channels"),
         (lambda: ops.group_norm(IMAGE, 2, ONE), r"^group_norm: weight must be \(4,\)"),
         (lambda: ops.batch_norm(IMAGE, ONE), r"^batch_norm: weight must be \(4,\)"),
         (lambda: ops.batch_norm(Tensor(np.ones((1, 4)))), "^batch_norm: 1 value per channel has no variance"),
-        (lambda: ops.normalise_channels(IMAGE, np.ones(1), np.ones(4)), r"^normalise_channels: mean must be \(4,\)"),
+        (
+            lambda: ops.normalise_channels(IMAGE, np.ones(1), np.ones(4)),
+            r"^normalise_channels: mean must be \(4,\)",
+        ),
         (lambda: ops.softmax(ROWS, 2), "^softmax: .*axis 2"),
-        (lambda: ops.cross_entropy(ROWS, np.zeros((4,), int)), r"^cross_entropy: logits \(5, 6\) need targets \(5,\), got \(4,\)"),
+        (
+            lambda: ops.cross_entropy(ROWS, np.zeros((4,), int)),
+            r"^cross_entropy: logits \(5, 6\) need targets \(5,\), got \(4,\)",
+        ),
         (lambda: ops.cross_entropy(ROWS, np.full(5, 6)), r"^cross_entropy: .*6.*0\.\.5"),
         (lambda: ops.cross_entropy(ROWS, np.full(5, -1)), "^cross_entropy: .*-1"),
         (lambda: ops.cross_entropy(ROWS, np.full(5, -100)), "^cross_entropy: none of 5 targets is valid"),
         (lambda: ops.cross_entropy(ROWS, np.zeros(5)), "^cross_entropy: .*integers"),
-        (lambda: ops.cross_entropy(ROWS, np.zeros(5, int), reduction="avg"), "^cross_entropy: reduction 'avg' is unknown"),
-        (lambda: ops.cross_entropy(ROWS, np.zeros(5, int), label_smoothing=2), "^cross_entropy: label_smoothing 2"),
+        (
+            lambda: ops.cross_entropy(ROWS, np.zeros(5, int), reduction="avg"),
+            "^cross_entropy: reduction 'avg' is unknown",
+        ),
+        (
+            lambda: ops.cross_entropy(ROWS, np.zeros(5, int), label_smoothing=2),
+            "^cross_entropy: label_smoothing 2",
+        ),
         (lambda: ops.mse_loss(ROWS, Tensor(np.ones(6))), r"^mse_loss: prediction \(5, 6\) and target \(6,\)"),
         (lambda: ops.mse_loss(ROWS, ROWS, "avg"), "^mse_loss: reduction 'avg'"),
-        (lambda: ops.self_attention(Tensor(np.ones((2, 3, 10))), 2), r"^self_attention: .*6 divides, got \(2, 3, 10\)"),
-        (lambda: ops.scaled_dot_product_attention(ROWS, ROWS, Tensor(np.ones((4, 6)))), r"^scaled_dot_product_attention: .*\(4, 6\)"),
-        (lambda: ops.conv2d(IMAGE, Tensor(np.ones((3, 3, 3, 3)))), r"^conv2d: input must be \(N, 3, H, W\).*got \(2, 4, 5, 5\)"),
-        (lambda: ops.conv2d(ROWS, Tensor(np.ones((3, 4, 3, 3)))), r"^conv2d: input must be \(N, 4, H, W\).*got \(5, 6\)"),
+        (
+            lambda: ops.self_attention(Tensor(np.ones((2, 3, 10))), 2),
+            r"^self_attention: .*6 divides, got \(2, 3, 10\)",
+        ),
+        (
+            lambda: ops.scaled_dot_product_attention(ROWS, ROWS, Tensor(np.ones((4, 6)))),
+            r"^scaled_dot_product_attention: .*\(4, 6\)",
+        ),
+        (
+            lambda: ops.conv2d(IMAGE, Tensor(np.ones((3, 3, 3, 3)))),
+            r"^conv2d: input must be \(N, 3, H, W\).*got \(2, 4, 5, 5\)",
+        ),
+        (
+            lambda: ops.conv2d(ROWS, Tensor(np.ones((3, 4, 3, 3)))),
+            r"^conv2d: input must be \(N, 4, H, W\).*got \(5, 6\)",
+        ),
         (lambda: ops.conv2d(IMAGE, ROWS), r"^conv2d: weight must be"),
-        (lambda: ops.conv2d(IMAGE, Tensor(np.ones((3, 2, 3, 3))), groups=2), "^conv2d: .*3 output channels must divide"),
-        (lambda: ops.conv2d(IMAGE, Tensor(np.ones((3, 4, 7, 7)))), r"^conv2d: a window of \(7, 7\).*does not fit.*\(5, 5\)"),
+        (
+            lambda: ops.conv2d(IMAGE, Tensor(np.ones((3, 2, 3, 3))), groups=2),
+            "^conv2d: .*3 output channels must divide",
+        ),
+        (
+            lambda: ops.conv2d(IMAGE, Tensor(np.ones((3, 4, 7, 7)))),
+            r"^conv2d: a window of \(7, 7\).*does not fit.*\(5, 5\)",
+        ),
         (lambda: ops.conv2d(IMAGE, Tensor(np.ones((3, 4, 3, 3))), ONE), r"^conv2d: bias must be \(3,\)"),
         (lambda: ops.conv2d(IMAGE, Tensor(np.ones((3, 4, 3, 3))), stride=0), "^conv2d: .*stride"),
         (lambda: ops.max_pool2d(IMAGE, 6), "^max_pool2d: a window"),
@@ -181,7 +218,7 @@ ONE = Tensor(np.ones(1))
         (lambda: ops.avg_pool2d(ROWS, 2), r"^avg_pool2d: input must be \(N, C, H, W\)"),
         (lambda: ops.dropout(ROWS, 1.0, 0), r"^dropout: p = 1.0 must lie in \[0, 1\)"),
     ],
-)  # fmt: skip
+)
 def test_refusals(wrong, message):
     with pytest.raises(ValueError, match=message) as caught:
         wrong()

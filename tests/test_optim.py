@@ -175,7 +175,7 @@ def test_load_refusals_change_nothing():
     other = Adam(tensors[:2]).state_dict()
     with pytest.raises(UsageError, match="is for 2 parameters in 1 groups, this optimizer has 3 in 1"):
         optimizer.load_state_dict(other)
-    with pytest.raises(UsageError, match="optimizer state has options .*momentum.*Adam has"):
+    with pytest.raises(UsageError, match=r"optimizer state has options .*momentum.*Adam has"):
         optimizer.load_state_dict(SGD(tensors).state_dict())
     bad = optimizer.state_dict()
     bad["state"][1]["exp_avg"] = np.zeros(3)

@@ -45,7 +45,9 @@ def test_a_stream_is_the_same_however_it_is_cut(key, start, a, b):
 def test_streams_are_told_apart_by_every_part():
     names = [(0,), (1,), ("0",), (0, 1), (0, "1"), (0, "1", "2"), (0, "12"), ("a", "b"), ("ab",), ("a\x1fb",)]
     assert len({random.stream(*n) for n in names}) == len(names)
-    assert random.stream(0, "h.0.attn") == 3742876793353169500  # of every machine, in every run: checkpoints rely on it
+    assert (
+        random.stream(0, "h.0.attn") == 3742876793353169500
+    )  # of every machine, in every run: checkpoints rely on it
 
 
 @pytest.mark.parametrize("draw, mean, std", [(random.uniform, 0.5, 12**-0.5), (random.normal, 0, 1)])

@@ -89,7 +89,7 @@ def _gather(x, comm, axis, counts):
 
 
 def all_gather(x: Tensor, comm: Communicator, axis: int, counts: Sequence[int]) -> Tensor:
-    """All parts joined along `axis`, for use differently on each rank; backward sums and takes this rank's part."""
+    """All parts joined along `axis`, for use differently on each rank; the gradients' sum is cut again."""
     return _all_gather(x, comm, axis % x.ndim, tuple(counts))
 
 
@@ -135,54 +135,69 @@ def exchange(x, comm, axis, give, take):
 
 
 def all_to_all(x: Tensor, comm: Communicator, split_axis: int, join_axis: int) -> Tensor:
-    """Cut x along `split_axis`, send part q to rank q, join what arrives along `join_axis` (all equal parts).
+    """Cut x along `split_axis`, send part q to rank q, join what arrives along `join_axis`.
 
-    Raises:
-        ValueError: the number of ranks does not divide the axis.
+    The parts are those of `balanced`. What cuts a sequence by time into one cut by heads, and back:
+    (B, T/ranks, H, D) → (B, T, H/ranks, D) with split_axis=2, join_axis=1.
     """
-    if x.shape[split_axis] % comm.size:
-        raise ValueError(f"all_to_all: axis {split_axis} of {x.shape} does not divide by {comm.size} ranks")
     return _all_to_all(x, comm, split_axis % x.ndim, join_axis % x.ndim)
 
 
-def _swap_parts(comm: Communicator, x: Array, split_axis: int, join_axis: int) -> Array:
+def _swap_parts(
+    comm: Communicator, x: Array, cut: int, counts: Sequence[int], join: int
+) -> tuple[Array, list[int]]:
+    """Return the ranks' parts joined along `join`, and the length of each there."""
     xp = array_module(x)
-    parts = comm.all_to_all([_contiguous(p) for p in xp.split(x, comm.size, axis=split_axis)])
-    return xp.concatenate(parts, axis=join_axis)
+    stops = np.cumsum(counts)[:-1].tolist()
+    parts = comm.all_to_all([_contiguous(part) for part in xp.split(x, stops, axis=cut)])
+    return xp.concatenate(parts, axis=join), [part.shape[join] for part in parts]
 
 
 @primitive
 def _all_to_all(x, comm, split_axis, join_axis):
-    value = _swap_parts(comm, x, split_axis, join_axis)
-    return value, lambda g: (lambda: _swap_parts(comm, g, join_axis, split_axis), None, None, None)
+    counts = balanced(x.shape[split_axis], comm.size)
+    value, joined_counts = _swap_parts(comm, x, split_axis, counts, join_axis)
+    return value, lambda g: (
+        lambda: _swap_parts(comm, g, join_axis, joined_counts, split_axis)[0],
+        None,
+        None,
+        None,
+    )
 
 
 def send(x: Tensor, comm: Communicator, dest: int, tag: int = 0) -> Tensor:
-    """Send x; return an empty tensor that stands for it. Backward from that tensor receives x's gradient.
+    """Send x; return an empty tensor, the *token*. Backward from it receives x's gradient.
 
     Call `token.backward(token.data)`, or hand the token to the next `recv` of this rank, so that backward
-    reaches it.
+    reaches it. A floating x always gets a gradient back, wanted or not, since `recv` on the other side
+    cannot know: so both ranks record, or both are inside `no_grad`.
     """
     comm.send(_contiguous(x.data), dest, tag)
+    shape, dtype = x.shape, x.dtype
 
     def vjp(g: Array) -> Array:
-        return comm.recv(dest, tag, shape=x.shape, dtype=x.dtype)
+        return comm.recv(dest, tag, shape=shape, dtype=dtype)
 
-    return record("send", array_module(x.data).zeros(0, dtype=x.dtype), vjp, (x,))
+    if dtype.kind == "f" and not x.requires_grad:
+        x = x.detach().requires_grad_()
+    return record("send", array_module(x.data).zeros(0, dtype=dtype), vjp, (x,))
 
 
 def recv(comm: Communicator, source: int, tag: int = 0, token: Tensor | None = None) -> Tensor:
-    """Receive a tensor; backward sends its gradient to where it came from.
+    """Receive a tensor; backward sends its gradient to where it came from. Integers carry no gradient.
 
     Args:
         token: what an earlier `send` of this rank returned; ties the two together for backward.
+
+    Raises:
+        TypeError: integers were received although backward was to reach the token through them.
     """
     value = comm.recv(source, tag)
-    start = (
-        token
-        if token is not None
-        else Tensor(np.zeros(0, value.dtype), requires_grad=value.dtype.kind == "f")
-    )
+    floating = value.dtype.kind == "f"
+    if token is not None and not floating:
+        raise TypeError(f"recv: {value.dtype} carries no gradient back to the token; receive it without one")
+    nothing = array_module(value).zeros(0, dtype=value.dtype)
+    start = Tensor(nothing, requires_grad=floating) if token is None else token
 
     def vjp(g: Array) -> Array:
         comm.send(_contiguous(g), source, tag)

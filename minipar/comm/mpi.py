@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -33,13 +34,12 @@ class Check(NamedTuple):
     """A comparison of signatures under way: the highest digest, and the highest negative one."""
 
     request: Any
-    highest: Array
-    mine: Array
+    highest: array[int]
+    mine: array[int]
 
     def equal(self) -> bool:
         """Return whether all ranks have the same digest, once the request is complete."""
-        highest, negative_lowest = self.highest.tolist()
-        return bool(highest == -negative_lowest)
+        return self.highest[0] == -self.highest[1]
 
 
 class MPICommunicator(Communicator):
@@ -94,14 +94,14 @@ class MPICommunicator(Communicator):
         """Return the name of MPI's blocking call and its arguments."""
         operation = call.operation
         if operation == "all_reduce":
-            return "Allreduce", (MPI.IN_PLACE if x is out else x, out, reduction(call))
+            return "Allreduce", (MPI.IN_PLACE if x is out else x, out, reduction(call.op, call.dtype))
         if operation == "reduce":
-            return "Reduce", (x, out, reduction(call), call.root)
+            return "Reduce", (x, out, reduction(call.op, call.dtype), call.root)
         if operation == "broadcast":
             return "Bcast", (as_buffer(x), call.root)
         assert call.counts is not None and out is not None
         if operation == "reduce_scatter":
-            return "Reduce_scatter", (x, out, elements(x, call.counts), reduction(call))
+            return "Reduce_scatter", (x, out, elements(x, call.counts), reduction(call.op, call.dtype))
         assert operation == "all_gather"
         return "Allgatherv", (as_buffer(x), (as_buffer(out), elements(out, call.counts)))
 
@@ -130,8 +130,8 @@ class MPICommunicator(Communicator):
     def begin_check(self, call: Call) -> Check:
         """Begin to compare a call's signature over the group. Nonblocking, so that it can overlap."""
         digest = signature_digest(call.signature)
-        mine = np.array((digest, -digest), np.int64)
-        highest = np.empty_like(mine)
+        mine = array("q", (digest, -digest))  # 64 bits; made faster than a NumPy array
+        highest = array("q", (0, 0))
         return Check(self.side.Iallreduce(mine, highest, MPI.MAX), highest, mine)
 
     def end_check(self, call: Call, check: Check) -> None:

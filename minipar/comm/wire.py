@@ -19,7 +19,6 @@ import numpy as np
 from mpi4py import MPI
 
 from minipar.backend import Array, is_gpu_array, synchronize
-from minipar.comm.guard import Call
 from minipar.errors import UsageError
 
 NATIVE = frozenset("?bBhHiIlLqQefdgFDG")  # dtypes that MPI knows, as NumPy's characters
@@ -108,26 +107,26 @@ def cut(flat: Array, shapes: Sequence[tuple[int, ...]], gpu: bool) -> list[Array
 # Reductions -------------------------------------------------------------------------------------------
 
 
-def reduction(call: Call) -> Any:
-    """Return the MPI operation of a call's `op` and dtype.
+@functools.cache
+def reduction(op: str | None, dtype: np.dtype[Any]) -> Any:
+    """Return the MPI operation of an `op` on a dtype.
 
     Raises:
         UsageError: MPI cannot reduce this dtype.
     """
-    char, op = call.dtype.char, call.op or "sum"
+    char = dtype.char
     if char not in NATIVE:
-        raise UsageError(f"{call.operation}: MPI cannot reduce {call.dtype}; convert to float32 first")
+        raise UsageError(f"MPI can copy {dtype} but not reduce it; convert to float32 first")
     if char == "?":
         return MPI.LOR if op in ("sum", "max") else MPI.LAND
     if op in ("max", "min"):
-        return _extremum(op, char) if char in "efdg" else {"max": MPI.MAX, "min": MPI.MIN}[op]
+        return _extremum(op, dtype) if char in "efdg" else {"max": MPI.MAX, "min": MPI.MIN}[op]
     return MPI.SUM if op == "sum" else MPI.PROD
 
 
-@functools.cache
-def _extremum(op: str, char: str) -> Any:
+def _extremum(op: str, dtype: np.dtype[Any]) -> Any:
     """Return max or min that keeps NaN, which MPI's own drop or keep depending on the order of ranks."""
-    ufunc, dtype = (np.maximum if op == "max" else np.minimum), np.dtype(char)
+    ufunc = np.maximum if op == "max" else np.minimum
 
     def combine(source: Any, target: Any, datatype: Any) -> None:
         total = np.frombuffer(target, dtype)

@@ -79,6 +79,11 @@ def check_pool(kernel: Pair, padding: Pair) -> None:
         raise UsageError(f"pooling padding {padding} must be at most half the kernel {kernel}")
 
 
+def tap_dtype(kernel: Pair) -> np.dtype:
+    """The integer type that numbers the taps of a pooling kernel."""
+    return np.dtype(np.int16 if kernel[0] * kernel[1] <= 2**15 else np.int32)
+
+
 def check_indices(name: str, ids: Array, size: int, ignore: int | None = None) -> None:
     """Raises UsageError if an integer in `ids` is outside 0..size-1 (and is not `ignore`)."""
     if ids.dtype.kind not in "iu":

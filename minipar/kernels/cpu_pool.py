@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minipar.kernels.common import Array, Pair, check_pool, output_size, widen, work_dtype
+from minipar.kernels.common import Array, Pair, check_pool, output_size, tap_dtype, widen, work_dtype
+from minipar.kernels.cpu_blocks import block_length, blocks
 from minipar.kernels.plain_conv import padded, taps_of
 
 
@@ -15,15 +16,21 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
     check_pool(kernel, padding)
     size = output_size(x.shape, kernel, stride, padding)
     image = padded(x, padding, -np.inf) if any(padding) else x
-    y, saved = np.empty((*x.shape[:2], *size), x.dtype), np.zeros((*x.shape[:2], *size), np.int16)
-    larger = np.empty(y.shape, bool)
-    for number, tap in enumerate(_views(image, kernel, stride, size)):
-        if number == 0:
-            np.copyto(y, tap)
-            continue
-        np.greater(tap, y, out=larger)
-        np.maximum(tap, y, out=y)
-        np.copyto(saved, np.int16(number), where=larger)
+    y, saved = np.empty((*x.shape[:2], *size), x.dtype), np.zeros((*x.shape[:2], *size), tap_dtype(kernel))
+    per_sample = y[:1].size
+    for span in blocks(len(x), max(1, block_length(np.dtype(np.float32), 4) // max(1, per_sample))):
+        best, winner = y[span], saved[span]
+        # NumPy compares dense arrays several times faster than strided ones, so each tap is copied first.
+        dense, larger, number = np.empty_like(best), np.empty(best.shape, bool), np.empty_like(winner)
+        for at, tap in enumerate(_views(image[span], kernel, stride, size)):
+            if at == 0:
+                np.copyto(best, tap)
+                continue
+            np.copyto(dense, tap)
+            np.greater(dense, best, out=larger)
+            np.maximum(dense, best, out=best)
+            np.multiply(larger, saved.dtype.type(at), out=number)
+            np.maximum(winner, number, out=winner)  # taps are numbered upwards, so the latest winner counts
     return y, saved
 
 

@@ -148,7 +148,7 @@ def rms_norm_backward(g: Array, x: Array, rstd: Array, weight: Array | None) -> 
 def _shifted(x: Array, axis: int) -> tuple[Array, Array, Array]:
     """(max, x - max, sum of exp(x - max)); a row of nothing but -inf has max 0 and sum 1 instead of NaN."""
     xp = array_module(x)
-    top = x.max(axis, keepdims=True, initial=-np.inf)
+    top = x.max(axis, keepdims=True)
     top = xp.where(top == -np.inf, xp.zeros_like(top), top)
     z = x - top
     total = xp.exp(z).sum(axis, keepdims=True)

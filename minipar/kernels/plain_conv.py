@@ -8,7 +8,7 @@ move a whole strided image per tap. All sizes are pairs (vertical, horizontal).
 from __future__ import annotations
 
 from minipar.backend import array_module
-from minipar.kernels.common import Array, Pair, check_conv, check_pool, output_size, widen
+from minipar.kernels.common import Array, Pair, check_conv, check_pool, output_size, tap_dtype, widen
 
 
 def taps_of(kernel: Pair, stride: Pair, dilation: Pair, size: Pair):
@@ -132,7 +132,7 @@ def max_pool2d(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> tuple[Arr
     image = padded(x, padding, -xp.inf)
     taps = [image[:, :, rows, columns] for _, _, rows, columns in taps_of(kernel, stride, (1, 1), size)]
     windows = xp.stack(taps)  # (kh·kw, N, C, OH, OW)
-    return windows.max(0), windows.argmax(0).astype(xp.int16)
+    return windows.max(0), windows.argmax(0).astype(tap_dtype(kernel))
 
 
 def max_pool2d_backward(

@@ -40,7 +40,10 @@ def embedding(weight: Array, ids: Array) -> Array:
 
 
 def embedding_backward(g: Array, ids: Array, vocabulary: int) -> Array:
-    """dweight (vocabulary, C): each row of g (..., C) added to the row that its id names."""
+    """dweight (vocabulary, C): each row of g (..., C) added to the row that its id names.
+
+    On a GPU the additions to one row come in no fixed order.
+    """
     xp, up = array_module(g), widen(g)
     dweight = xp.zeros((vocabulary, g.shape[-1]), up.dtype)
     xp.add.at(dweight, ids.reshape(-1), rows(up))

@@ -194,6 +194,9 @@ class GlobalAvgPool2d(Module):
 class Dropout(Module):
     """Zero elements with probability p while training; the mask is a function of position (see `random`).
 
+    x is (N, ...), samples first. The mask's stream is named by the module's path in the model, so a module
+    that is used twice in one step draws one mask twice: give each place its own.
+
     Attributes:
         window: returns (start, total) of axis 1 where the input is only a part of that axis; None: the whole.
     """

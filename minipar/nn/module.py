@@ -27,9 +27,11 @@ class Parameter(Tensor):
         initialiser: the law its values start from.
         global_shape: its shape in the serial model; `shape` is what this rank holds of it.
         layout: how it lies over ranks (`parallel.placement.Layout`); None in a serial model.
+        sharded: (shape, dtype) of the values while they lie in pieces on several ranks and `data` is absent
+            (ZeRO stage 3), else None.
     """
 
-    __slots__ = ("global_shape", "initialiser", "layout", "name")
+    __slots__ = ("global_shape", "initialiser", "layout", "name", "sharded")
     is_weight = True
 
     def __init__(self, shape: tuple[int, ...], initialiser: Initialiser):
@@ -38,10 +40,16 @@ class Parameter(Tensor):
         self.global_shape = tuple(int(n) for n in shape)
         self.initialiser = initialiser
         self.layout: Any = None
+        self.sharded: tuple[tuple[int, ...], np.dtype[Any]] | None = None
         self.name = ""
 
     def __getattr__(self, attribute: str) -> Any:  # only called for what is missing
         if attribute == "data":
+            if self.sharded is not None:
+                raise UsageError(
+                    f"parameter {self.name} {self.shape} lies in pieces on the ranks (ZeRO stage 3) and is whole only"
+                    " while its unit runs: call the Zero wrapper instead of the model, or gather it with full()"
+                )
             raise UsageError(
                 f"parameter {self.name or '(unnamed)'} {self.global_shape} has no values yet:"
                 " call materialize(seed=...) on the model"
@@ -59,7 +67,13 @@ class Parameter(Tensor):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.data.shape if self.is_materialized else self.global_shape
+        if self.is_materialized:
+            return self.data.shape
+        return self.global_shape if self.sharded is None else self.sharded[0]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.data.dtype if self.is_materialized or self.sharded is None else self.sharded[1]
 
     def materialize(self, seed: int, name: str, dtype: Any = "float32", device: str = "cpu") -> None:
         """Give the parameter its values: the serial initialisation, or this rank's part of it."""
@@ -75,6 +89,8 @@ class Parameter(Tensor):
     def __repr__(self) -> str:
         if self.is_materialized:
             return f"Parameter({self.name!r}, {self.shape}, {self.dtype})"
+        if self.sharded is not None:
+            return f"Parameter({self.name!r}, {self.shape}, {self.dtype}, in pieces on the ranks)"
         return f"Parameter({self.name!r}, {self.global_shape}, not materialised)"
 
 

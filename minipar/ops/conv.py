@@ -25,10 +25,10 @@ def _conv2d(x, weight, bias, stride, padding, dilation, groups):
         y = xp.zeros(full, dtype=x.dtype) + (0 if bias is None else bias.reshape(-1, 1, 1))
         return y, lambda g: (xp.zeros_like(x), xp.zeros_like(weight.data), lambda: g.sum(axis=(0, 2, 3)))
     y, saved = k.conv2d(x, w, bias, stride, padding, dilation, groups)
-    window = (stride, padding, dilation, groups)
+    window, size = (stride, padding, dilation, groups), w.shape[2:]
     return y, lambda g: (
         lambda: k.conv2d_backward_input(g, weight.data, x.shape, *window),
-        lambda: k.conv2d_backward_weight(g, x, saved, w.shape[2:], *window),
+        lambda: k.conv2d_backward_weight(g, x, saved, size, *window),
         lambda: k.conv2d_backward_bias(g),
     )
 

@@ -130,5 +130,5 @@ def einsum(subscripts: str, *operands: Any) -> Any:
             raise ValueError(f"einsum: {term!r} repeats a letter; diagonals are not supported")
         for letter, n in zip(term, operand.shape):
             if lengths.setdefault(letter, n) != n:  # NumPy would repeat a length of 1
-                raise ValueError(f"einsum: {letter!r} of {subscripts!r} is both {lengths[letter]} and {n} long")
+                raise ValueError(f"einsum: {letter!r} of {subscripts!r} is {lengths[letter]} and {n} long")
     return _einsum(*operands, subscripts=subscripts)

@@ -8,7 +8,12 @@ from typing import Any
 
 from minipar import kernels
 from minipar.backend import Array, array_module
-from minipar.tensor import primitive
+from minipar.tensor import Handle, primitive
+
+
+def _values(weight: Handle | None) -> Array | None:
+    """The array behind a handle: read where it is used, so that a weight may be freed until backward."""
+    return None if weight is None else weight.data
 
 
 def _check_channels(name: str, channels: int, **parameters: Array | None) -> None:
@@ -34,31 +39,31 @@ def log_softmax(x, axis=-1):
     return y, lambda g: (k.log_softmax_backward(g, y, axis), None)
 
 
-@primitive(fresh=True)
+@primitive(handles=("weight",), fresh=True)
 def layer_norm(x, weight=None, bias=None, eps=1e-5):
     """Normalise the last axis to mean 0 and variance 1, then scale and shift (Ba, Kiros, Hinton 2016).
 
     x (..., C), weight and bias (C,) or None → (..., C).
     """
-    _check_channels("layer_norm", x.shape[-1], weight=weight, bias=bias)
+    _check_channels("layer_norm", x.shape[-1], weight=_values(weight), bias=bias)
     k = kernels.of(x)
-    y, mean, rstd = k.layer_norm(x, weight, bias, eps)
-    return y, lambda g: k.layer_norm_backward(g, x, mean, rstd, weight)
+    y, mean, rstd = k.layer_norm(x, _values(weight), bias, eps)
+    return y, lambda g: k.layer_norm_backward(g, x, mean, rstd, _values(weight))
 
 
-@primitive(fresh=True)
+@primitive(handles=("weight",), fresh=True)
 def rms_norm(x, weight=None, eps=1e-6):
     """Divide the last axis by its root mean square, then scale (Zhang and Sennrich 2019).
 
     x (..., C), weight (C,) or None → (..., C).
     """
-    _check_channels("rms_norm", x.shape[-1], weight=weight)
+    _check_channels("rms_norm", x.shape[-1], weight=_values(weight))
     k = kernels.of(x)
-    y, rstd = k.rms_norm(x, weight, eps)
-    return y, lambda g: k.rms_norm_backward(g, x, rstd, weight)
+    y, rstd = k.rms_norm(x, _values(weight), eps)
+    return y, lambda g: k.rms_norm_backward(g, x, rstd, _values(weight))
 
 
-@primitive(fresh=True)
+@primitive(handles=("weight",), fresh=True)
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     """Normalise each sample over each of `groups` groups of channels (Wu and He 2018).
 
@@ -71,7 +76,7 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     n, c = x.shape[:2]
     if groups < 1 or c % groups:
         raise ValueError(f"group_norm: {groups} groups do not divide {c} channels")
-    _check_channels("group_norm", c, weight=weight, bias=bias)
+    _check_channels("group_norm", c, weight=_values(weight), bias=bias)
     k = kernels.of(x)
     rows = x.reshape(n, groups, math.prod(x.shape[1:]) // groups)  # a layer norm over each row
     normal, _, rstd = k.layer_norm(rows, None, None, eps)
@@ -79,7 +84,7 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     channel = (1, c) + (1,) * (x.ndim - 2)
     y = xhat
     if weight is not None:
-        y = y * weight.reshape(channel)
+        y = y * weight.data.reshape(channel)
     if bias is not None:
         y = y + bias.reshape(channel)
 
@@ -87,7 +92,7 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
         others = (0, *range(2, x.ndim))
 
         def input_gradient() -> Array:
-            scaled = g if weight is None else g * weight.reshape(channel)
+            scaled = g if weight is None else g * weight.data.reshape(channel)
             dy = scaled.reshape(rows.shape)
             inner = (dy * normal).mean(axis=-1, keepdims=True)
             return (rstd * (dy - dy.mean(axis=-1, keepdims=True) - normal * inner)).reshape(x.shape)
@@ -107,7 +112,7 @@ def alone(sums: Array) -> Array:
     return sums
 
 
-@primitive(fresh=True)
+@primitive(handles=("weight",), fresh=True)
 def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Array] = alone):
     """Normalise each channel over the batch and all positions (Ioffe and Szegedy 2015), training form.
 
@@ -121,7 +126,7 @@ def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Ar
     Raises:
         ValueError: one value per channel in the whole batch, which has no variance.
     """
-    _check_channels("batch_norm", x.shape[1], weight=weight, bias=bias)
+    _check_channels("batch_norm", x.shape[1], weight=_values(weight), bias=bias)
     xp, given = array_module(x), x.dtype
     x = x.astype("float32") if given == "float16" else x  # sums over a batch overflow float16
     axes = (0, *range(2, x.ndim))
@@ -136,7 +141,7 @@ def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Ar
     variance = reduce((centred * centred).sum(axis=axes)) / count
     rstd = 1 / xp.sqrt(variance + x.dtype.type(eps))
     xhat = centred * rstd.reshape(channel)
-    y = xhat if weight is None else xhat * weight.reshape(channel)
+    y = xhat if weight is None else xhat * weight.data.reshape(channel)
     y = y if bias is None else y + bias.reshape(channel)
 
     def vjp(gs: list[Array | None]) -> Any:
@@ -146,7 +151,7 @@ def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Ar
         dbias, dweight = g.sum(axis=axes), (g * xhat).sum(axis=axes)  # this rank's share
         total = reduce(xp.concatenate([dbias, dweight])) / count  # (2C,)
         from_mean, from_variance = total[:c].reshape(channel), total[c:].reshape(channel)
-        scale = rstd if weight is None else rstd * weight
+        scale = rstd if weight is None else rstd * weight.data
         return (g - from_mean - xhat * from_variance) * scale.reshape(channel), dweight, dbias
 
     outputs = y, mean, variance * (count / (count - 1))

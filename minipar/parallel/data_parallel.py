@@ -127,8 +127,12 @@ class DataParallel:
             return
         run = running_backward()
         if run is not self._run:  # the first gradient of this backward
+            if self._sent:
+                raise UsageError(
+                    "the backward before this one was broken off while its buckets were being summed: the sums may"
+                    " still write into the gradients; call detach() and wrap the model again"
+                )
             self._run = run
-            self._sent = []
             self._missing = [len(bucket.params) for bucket in self.buckets]
             run.at_end.append(self.synchronize)
         self._missing[self._bucket_of[id(p)]] -= 1
@@ -186,6 +190,8 @@ class DataParallel:
 
     def detach(self) -> None:
         """Remove the hooks and buffers: the model is a plain serial model again."""
+        for work in self._sent:  # of a backward that was broken off
+            work.wait()
         for remove in self._hooks:
             remove()
         for p in self.params:

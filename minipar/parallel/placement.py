@@ -5,7 +5,8 @@ Initialisation, clipping, printing, verification and checkpoints all read it fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from minipar.backend import Array, array_module
 from minipar.comm.interface import Communicator, balanced
 from minipar.errors import UsageError
-from minipar.nn import Parameter
+from minipar.nn import Module, Parameter
 from minipar.nn.init import Initialiser
 
 
@@ -48,30 +49,36 @@ class Shard:
     groups: int = 1
     unit: int = 1
 
+    def __post_init__(self) -> None:
+        if self.groups < 1 or self.unit < 1:
+            raise UsageError(f"Shard: groups {self.groups} and unit {self.unit} must be at least 1")
+
     def intervals(self, shape: tuple[int, ...], ranks: int) -> list[list[tuple[int, int]]]:
         """Return, for each rank, the intervals [start, stop) of `dim` that it holds, one per group."""
         block = shape[self.dim] // self.groups
         counts = [n * self.unit for n in balanced(block // self.unit, ranks)]
-        stops = np.cumsum(counts).tolist()
-        return [
-            [(g * block + stop - n, g * block + stop) for g in range(self.groups)] for n, stop in zip(counts, stops)
-        ]
+        bounds = [(sum(counts[:r]), sum(counts[: r + 1])) for r in range(ranks)]
+        return [[(g * block + start, g * block + stop) for g in range(self.groups)] for start, stop in bounds]
 
     def check(self, name: str, shape: tuple[int, ...], ranks: int) -> None:
         """Refuse a shape that cannot be cut this way.
 
         Raises:
-            UsageError: blocks or units that do not divide the dimension; units (heads) that the ranks do not divide.
+            UsageError: no such dimension; blocks or units that do not divide it; units (heads) that the
+                ranks do not divide, naming the numbers of ranks that would.
         """
         if not 0 <= self.dim < len(shape):
             raise UsageError(f"{name} {shape} has no dimension {self.dim} to cut")
-        n = shape[self.dim]
-        if n % (self.groups * self.unit):
-            raise UsageError(f"{name} {shape}: dimension {self.dim} is no {self.groups} blocks of units of {self.unit}")
-        units = n // self.groups // self.unit
+        block, rest = divmod(shape[self.dim], self.groups)
+        units, more = divmod(block, self.unit)
+        if rest or more:
+            raise UsageError(
+                f"{name} {shape}: dimension {self.dim} is not made of"
+                f" {self.groups} equal blocks of units of {self.unit}"
+            )
         if self.unit > 1 and units % ranks:
-            fits = [d for d in range(1, units + 1) if units % d == 0]
-            raise UsageError(f"{name}: {units} heads cannot be divided among {ranks} ranks; {fits} ranks would do")
+            fits = ", ".join(str(d) for d in range(1, units + 1) if units % d == 0)
+            raise UsageError(f"{name}: {units} heads do not divide among {ranks} ranks; use one of {fits} ranks")
 
     def __str__(self) -> str:
         groups = f", groups={self.groups}" if self.groups > 1 else ""
@@ -79,6 +86,7 @@ class Shard:
 
 
 Placement = Replicate | Shard
+Slices = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -92,46 +100,47 @@ class Layout:
     placement: Placement
     axis: Communicator
 
+    def pieces(self, shape: tuple[int, ...]) -> list[Slices]:
+        """Return where this rank's part lies in the serial model's array, one contiguous index per group."""
+        everything = tuple(slice(0, n) for n in shape)
+        if not isinstance(self.placement, Shard):
+            return [everything]
+        dim, mine = self.placement.dim, self.placement.intervals(shape, self.axis.size)[self.axis.rank]
+        return [everything[:dim] + (slice(*span),) + everything[dim + 1 :] for span in mine]
+
+    def local_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of this rank's part of an array in the serial model's shape."""
+        if not isinstance(self.placement, Shard):
+            return shape
+        dim = self.placement.dim
+        return shape[:dim] + (self.counts(shape)[self.axis.rank],) + shape[dim + 1 :]
+
     def local(self, whole: Array) -> Array:
         """Return this rank's part of an array in the serial model's shape (a view where possible)."""
-        pieces = []
-        for start, stop in self.placement.intervals(whole.shape, self.axis.size)[self.axis.rank]:
-            index = [slice(None)] * whole.ndim
-            if whole.ndim:
-                index[self.placement.dim] = slice(start, stop)
-            pieces.append(whole[tuple(index)])
-        return pieces[0] if len(pieces) == 1 else array_module(whole).concatenate(pieces, axis=self.placement.dim)
+        parts = [whole[index] for index in self.pieces(whole.shape)]
+        return parts[0] if len(parts) == 1 else array_module(whole).concatenate(parts, self.placement.dim)
 
     def initial(self, initialiser: Initialiser, key: int, shape: tuple[int, ...]) -> Array:
         """Return this rank's part of the serial initialisation, computing nothing else of it."""
-        dim = self.placement.dim
-        pieces = []
-        for start, stop in self.placement.intervals(shape, self.axis.size)[self.axis.rank]:
-            part = [slice(0, n) for n in shape]
-            if shape:
-                part[dim] = slice(start, stop)
-            pieces.append(initialiser.fill(key, shape, tuple(part)))
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=dim)
+        parts = [initialiser.fill(key, shape, index) for index in self.pieces(shape)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, self.placement.dim)
 
     def counts(self, shape: tuple[int, ...]) -> list[int]:
         """Return how many indices of the cut dimension each rank holds."""
-        return [sum(stop - start for start, stop in spans) for spans in self.placement.intervals(shape, self.axis.size)]
+        spans = self.placement.intervals(shape, self.axis.size)
+        return [sum(stop - start for start, stop in mine) for mine in spans]
 
     def whole(self, local: Array, shape: tuple[int, ...]) -> Array:
         """Return the array in the serial model's shape from all ranks' parts. All ranks of the axis call it."""
-        if isinstance(self.placement, Replicate):
+        if not isinstance(self.placement, Shard):
             return local
-        parts: Sequence[Array] = self.axis.all_gather_object(local)
-        out = np.empty(shape, dtype=local.dtype)
-        for spans, part in zip(self.placement.intervals(shape, self.axis.size), parts):
-            at = 0
-            for start, stop in spans:
-                index: list[slice] = [slice(None)] * len(shape)
-                source = list(index)
-                index[self.placement.dim] = slice(start, stop)
-                source[self.placement.dim] = slice(at, at + stop - start)
-                out[tuple(index)] = part[tuple(source)]
-                at += stop - start
+        xp, dim = array_module(local), self.placement.dim
+        rows = xp.ascontiguousarray(xp.moveaxis(local, dim, 0))
+        gathered = self.axis.all_gather(rows, self.counts(shape))  # (shape[dim], ...), rank after rank
+        spans = self.placement.intervals(shape, self.axis.size)
+        order = xp.asarray([i for mine in spans for span in mine for i in range(*span)], dtype="int64")
+        out = xp.empty(shape, dtype=local.dtype)
+        xp.moveaxis(out, dim, 0)[order] = gathered
         return out
 
 
@@ -142,12 +151,13 @@ def place(p: Parameter, name: str, placement: Placement, axis: Communicator) -> 
         UsageError: it is placed already, or cannot be cut this way.
     """
     if p.layout is not None:
-        raise UsageError(f"{name} is placed twice: {p.layout.placement} and {placement}; the plan names it twice")
+        raise UsageError(f"{name} is placed twice, as {p.layout.placement} and as {placement}; place it once")
     if isinstance(placement, Shard):
         placement.check(name, p.global_shape, axis.size)
     p.layout = Layout(placement, axis)
     if p.is_materialized:
         p.data = p.layout.local(p.data).copy()
+        p.grad = p.grad_buffer = None  # of the whole parameter
         p.version += 1
 
 
@@ -156,12 +166,25 @@ def is_sharded(p: Parameter) -> bool:
     return p.layout is not None and isinstance(p.layout.placement, Shard)
 
 
-def placement_table(params: Sequence[tuple[str, Parameter]]) -> str:
-    """Return one line a parameter: name, placement, global and local shape, bytes on this rank."""
+def placement_table(params: Iterable[tuple[str, Parameter]]) -> str:
+    """Return one line a parameter: name, placement, global and local shape, bytes on this rank.
+
+    Bytes of what is not materialised yet are those of float32, its default.
+    """
     rows = [("parameter", "placement", "global", "local", "bytes")]
+    total = 0
     for name, p in params:
         placement = str(p.layout.placement) if p.layout is not None else "Replicate()"
-        size = f"{p.data.nbytes:,}" if p.is_materialized else "-"
-        rows.append((name, placement, str(p.global_shape), str(p.shape), size))
+        local = p.shape if p.layout is None else p.layout.local_shape(p.global_shape)
+        size = math.prod(local) * (p.dtype.itemsize if p.is_materialized else 4)
+        total += size
+        rows.append((name, placement, str(p.global_shape), str(local), f"{size:,}"))
+    rows.append(("total", "", "", "", f"{total:,}"))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row[:4], widths)) for row in rows]
+    return "\n".join(f"{line}  {row[4]:>{widths[4]}}" for line, row in zip(lines, rows))
+
+
+def describe(model: Module) -> str:
+    """Return how a distributed model lies on this rank: `print(describe(model))`; see `placement_table`."""
+    return placement_table(model.named_parameters())

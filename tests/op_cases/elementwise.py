@@ -7,9 +7,17 @@ from tests.op_cases.case import Case, Cases
 
 UNARY = [(3, 5), (7,), (), (1,), (2, 0, 3), (1, 3, 1)]
 BINARY = [
-    ((3, 4), (3, 4)), ((3, 4), (4,)), ((3, 1), (1, 4)), ((), (3,)), ((2, 3), ()), ((0, 3), (3,)), ((0, 3), (1, 3)),
-    ((2, 1, 3), (4, 1)), ((1,), (5,)), ((1, 1), (1,)),
-]  # fmt: skip
+    ((3, 4), (3, 4)),
+    ((3, 4), (4,)),
+    ((3, 1), (1, 4)),
+    ((), (3,)),
+    ((2, 3), ()),
+    ((0, 3), (3,)),
+    ((0, 3), (1, 3)),
+    ((2, 1, 3), (4, 1)),
+    ((1,), (5,)),
+    ((1, 1), (1,)),
+]
 
 
 def unary(fn, torch, draw="normal"):
@@ -24,7 +32,10 @@ MASK = np.arange(12).reshape(3, 4) % 3 == 0
 
 CASES: Cases = {
     "abs": unary(ops.abs, lambda T, x: T.abs(x), "apart"),
-    "add": [*binary(ops.add, lambda T, a, b: a + b), Case(lambda a: a + 1.5, ((2, 3),), lambda T, a: a + 1.5)],
+    "add": [
+        *binary(ops.add, lambda T, a, b: a + b),
+        Case(lambda a: a + 1.5, ((2, 3),), lambda T, a: a + 1.5),
+    ],
     "astype": [Case(lambda x: ops.astype(x, x.dtype), ((2, 3),))],
     "clamp": [
         Case(lambda x: ops.clamp(x, -0.5, 0.7), ((4, 5),), lambda T, x: T.clamp(x, -0.5, 0.7)),
@@ -44,8 +55,14 @@ CASES: Cases = {
         *unary(lambda x: ops.gelu(x, "none"), lambda T, x: T.nn.functional.gelu(x)),
     ],
     "log": unary(ops.log, lambda T, x: T.log(x), "positive"),
-    "maximum": [*binary(ops.maximum, lambda T, a, b: T.maximum(a, b)), Case(lambda a: ops.maximum(a, 0.2), ((5,),))],
-    "minimum": [*binary(ops.minimum, lambda T, a, b: T.minimum(a, b)), Case(lambda a: ops.minimum(0.2, a), ((5,),))],
+    "maximum": [
+        *binary(ops.maximum, lambda T, a, b: T.maximum(a, b)),
+        Case(lambda a: ops.maximum(a, 0.2), ((5,),)),
+    ],
+    "minimum": [
+        *binary(ops.minimum, lambda T, a, b: T.minimum(a, b)),
+        Case(lambda a: ops.minimum(0.2, a), ((5,),)),
+    ],
     "mul": [
         *binary(ops.mul, lambda T, a, b: a * b),
         Case(lambda a: 3 * a, ((2, 3),), lambda T, a: 3 * a),
@@ -54,7 +71,10 @@ CASES: Cases = {
     "neg": unary(ops.neg, lambda T, x: -x),
     "pow": [
         *binary(ops.pow, lambda T, a, b: a**b, "positive"),
-        *(Case(lambda x, n=n: x**n, ((3, 4),), lambda T, x, n=n: x**n, "positive") for n in (2, 3, 0, 1, -1, 0.5)),
+        *(
+            Case(lambda x, n=n: x**n, ((3, 4),), lambda T, x, n=n: x**n, "positive")
+            for n in (2, 3, 0, 1, -1, 0.5)
+        ),
         Case(lambda x: x**3, ((3, 4),), lambda T, x: x**3),
         Case(lambda x: 2**x, ((3, 4),), lambda T, x: 2**x),
     ],
@@ -64,10 +84,14 @@ CASES: Cases = {
     "sin": unary(ops.sin, lambda T, x: T.sin(x)),
     "sqrt": unary(ops.sqrt, lambda T, x: T.sqrt(x), "positive"),
     "square": unary(ops.square, lambda T, x: T.square(x)),
-    "sub": [*binary(ops.sub, lambda T, a, b: a - b), Case(lambda a: 1.5 - a, ((2, 3),), lambda T, a: 1.5 - a)],
+    "sub": [
+        *binary(ops.sub, lambda T, a, b: a - b),
+        Case(lambda a: 1.5 - a, ((2, 3),), lambda T, a: 1.5 - a),
+    ],
     "tanh": unary(ops.tanh, lambda T, x: T.tanh(x)),
     "where": [
         Case(lambda a, b: ops.where(MASK, a, b), shapes, lambda T, a, b: T.where(T.tensor(MASK), a, b))
         for shapes in (((3, 4), (3, 4)), ((4,), (3, 1)), ((), (3, 4)), ((1, 4), ()))
-    ] + [Case(lambda a: ops.where(MASK, a, -1.0), ((3, 4),))],
-}  # fmt: skip
+    ]
+    + [Case(lambda a: ops.where(MASK, a, -1.0), ((3, 4),))],
+}

@@ -6,14 +6,29 @@ from minipar import ops
 from tests.op_cases.case import Case, Cases
 
 PRODUCTS = [
-    ((2, 3), (3, 4)), ((3,), (3, 4)), ((2, 3), (3,)), ((3,), (3,)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)),
-    ((5, 1, 2, 3), (4, 3, 2)), ((3,), (5, 3, 4)), ((5, 2, 3), (3,)), ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((1, 1), (1, 1)),
-]  # fmt: skip
+    ((2, 3), (3, 4)),
+    ((3,), (3, 4)),
+    ((2, 3), (3,)),
+    ((3,), (3,)),
+    ((5, 2, 3), (3, 4)),
+    ((2, 3), (5, 3, 4)),
+    ((5, 1, 2, 3), (4, 3, 2)),
+    ((3,), (5, 3, 4)),
+    ((5, 2, 3), (3,)),
+    ((0, 3), (3, 2)),
+    ((2, 0), (0, 3)),
+    ((1, 1), (1, 1)),
+]
 SUMS = [
-    ("ij,jk->ik", ((2, 3), (3, 4))), ("bij,bkj->bik", ((2, 3, 4), (2, 5, 4))), ("ij->ji", ((2, 3),)),
-    ("ij->i", ((2, 3),)), ("i,j->ij", ((2,), (3,))), ("ij,ij->", ((2, 3), (2, 3))), ("abc,cd,de->abe", ((2, 3, 2), (2, 3), (3, 2))),
+    ("ij,jk->ik", ((2, 3), (3, 4))),
+    ("bij,bkj->bik", ((2, 3, 4), (2, 5, 4))),
+    ("ij->ji", ((2, 3),)),
+    ("ij->i", ((2, 3),)),
+    ("i,j->ij", ((2,), (3,))),
+    ("ij,ij->", ((2, 3), (2, 3))),
+    ("abc,cd,de->abe", ((2, 3, 2), (2, 3), (3, 2))),
     ("ij,k->k", ((2, 3), (4,))),
-]  # fmt: skip
+]
 IDS = np.array([[0, 3, 3], [1, 0, 3]])
 
 
@@ -33,11 +48,16 @@ CASES: Cases = {
         Case(lambda x, w: ops.linear(x.T, w), ((3, 5), (4, 3)), lambda T, x, w: _linear(T, x.T, w)),
     ],
     "embedding": [
-        Case(lambda w: ops.embedding(w, IDS), ((5, 3),), lambda T, w: T.nn.functional.embedding(T.tensor(IDS), w)),
+        Case(
+            lambda w: ops.embedding(w, IDS),
+            ((5, 3),),
+            lambda T, w: T.nn.functional.embedding(T.tensor(IDS), w),
+        ),
         Case(lambda w: ops.embedding(w, IDS[:0]), ((5, 3),)),
         Case(lambda w: ops.embedding(w, np.array(3)), ((5, 3),), lambda T, w: w[3]),
     ],
     "einsum": [
-        Case(lambda *t, s=s: ops.einsum(s, *t), shapes, lambda T, *t, s=s: T.einsum(s, *t)) for s, shapes in SUMS
+        Case(lambda *t, s=s: ops.einsum(s, *t), shapes, lambda T, *t, s=s: T.einsum(s, *t))
+        for s, shapes in SUMS
     ],
 }

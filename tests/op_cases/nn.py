@@ -23,7 +23,9 @@ def torch_self_attention(T, qkv, heads):
 
 def conv(x, w, bias, **options):
     shapes = (x, w, (w[0],)) if bias else (x, w)
-    return Case(lambda *t: ops.conv2d(*t, **options), shapes, lambda T, *t: T.nn.functional.conv2d(*t, **options))
+    return Case(
+        lambda *t: ops.conv2d(*t, **options), shapes, lambda T, *t: T.nn.functional.conv2d(*t, **options)
+    )
 
 
 def batch_norm(x, w, b):
@@ -32,21 +34,39 @@ def batch_norm(x, w, b):
 
 CASES: Cases = {
     "softmax": [
-        *(Case(lambda x: ops.softmax(x), (s,), lambda T, x: x.softmax(-1)) for s in ((3, 5), (7,), (2, 3, 1), (0, 4))),
+        *(
+            Case(lambda x: ops.softmax(x), (s,), lambda T, x: x.softmax(-1))
+            for s in ((3, 5), (7,), (2, 3, 1), (0, 4))
+        ),
         Case(lambda x: ops.softmax(x, 0), ((3, 5),), lambda T, x: x.softmax(0)),
         Case(lambda x: x.softmax(axis=1), ((2, 3, 4),), lambda T, x: x.softmax(1)),
     ],
     "log_softmax": [
-        *(Case(lambda x: ops.log_softmax(x), (s,), lambda T, x: x.log_softmax(-1)) for s in ((3, 5), (7,), (2, 3, 1))),
+        *(
+            Case(lambda x: ops.log_softmax(x), (s,), lambda T, x: x.log_softmax(-1))
+            for s in ((3, 5), (7,), (2, 3, 1))
+        ),
         Case(lambda x: ops.log_softmax(x, 0), ((3, 5),), lambda T, x: x.log_softmax(0)),
     ],
     "layer_norm": [
         *(
-            Case(ops.layer_norm, (s, s[-1:], s[-1:]), lambda T, x, w, b: T.nn.functional.layer_norm(x, w.shape, w, b))
+            Case(
+                ops.layer_norm,
+                (s, s[-1:], s[-1:]),
+                lambda T, x, w, b: T.nn.functional.layer_norm(x, w.shape, w, b),
+            )
             for s in ((3, 5), (7,), (2, 3, 4), (0, 5), (5, 33))
         ),
-        Case(lambda x: ops.layer_norm(x, eps=0.1), ((3, 5),), lambda T, x: T.nn.functional.layer_norm(x, (5,), eps=0.1)),
-        Case(lambda x, b: ops.layer_norm(x, bias=b), ((3, 5), (5,)), lambda T, x, b: T.nn.functional.layer_norm(x, (5,)) + b),
+        Case(
+            lambda x: ops.layer_norm(x, eps=0.1),
+            ((3, 5),),
+            lambda T, x: T.nn.functional.layer_norm(x, (5,), eps=0.1),
+        ),
+        Case(
+            lambda x, b: ops.layer_norm(x, bias=b),
+            ((3, 5), (5,)),
+            lambda T, x, b: T.nn.functional.layer_norm(x, (5,)) + b,
+        ),
     ],
     "rms_norm": [
         *(
@@ -57,55 +77,112 @@ CASES: Cases = {
     ],
     "group_norm": [
         *(
-            Case(lambda x, w, b, g=g: ops.group_norm(x, g, w, b), (s, s[1:2], s[1:2]),
-                 lambda T, x, w, b, g=g: T.nn.functional.group_norm(x, g, w, b))
+            Case(
+                lambda x, w, b, g=g: ops.group_norm(x, g, w, b),
+                (s, s[1:2], s[1:2]),
+                lambda T, x, w, b, g=g: T.nn.functional.group_norm(x, g, w, b),
+            )
             for s, g in (((2, 4, 3, 5), 2), ((1, 6, 7), 3), ((3, 4), 1), ((2, 4, 3, 3), 1))
         ),
         Case(lambda x: ops.group_norm(x, 2), ((2, 4, 3),), lambda T, x: T.nn.functional.group_norm(x, 2)),
         Case(lambda x: ops.group_norm(x, 2), ((0, 4, 3),)),
     ],
     "batch_norm": [
-        Case(batch_norm, (s, s[1:2], s[1:2]),
-             lambda T, x, w, b: T.nn.functional.batch_norm(x, None, None, w, b, training=True))
+        Case(
+            batch_norm,
+            (s, s[1:2], s[1:2]),
+            lambda T, x, w, b: T.nn.functional.batch_norm(x, None, None, w, b, training=True),
+        )
         for s in ((4, 3, 2, 5), (5, 3), (2, 1, 7))
-    ] + [Case(lambda x: ops.batch_norm(x, eps=0.1)[0], ((4, 3),),
-              lambda T, x: T.nn.functional.batch_norm(x, None, None, training=True, eps=0.1))],
+    ]
+    + [
+        Case(
+            lambda x: ops.batch_norm(x, eps=0.1)[0],
+            ((4, 3),),
+            lambda T, x: T.nn.functional.batch_norm(x, None, None, training=True, eps=0.1),
+        )
+    ],
     "normalise_channels": [
-        Case(lambda x, w, b: ops.normalise_channels(x, np.arange(3, dtype=x.dtype), np.full(3, 2, x.dtype), w, b),
-             ((4, 3, 2, 2), (3,), (3,)),
-             lambda T, x, w, b: T.nn.functional.batch_norm(x, T.arange(3, dtype=x.dtype), T.full((3,), 2.0, dtype=x.dtype), w, b)),
+        Case(
+            lambda x, w, b: ops.normalise_channels(
+                x, np.arange(3, dtype=x.dtype), np.full(3, 2, x.dtype), w, b
+            ),
+            ((4, 3, 2, 2), (3,), (3,)),
+            lambda T, x, w, b: T.nn.functional.batch_norm(
+                x, T.arange(3, dtype=x.dtype), T.full((3,), 2.0, dtype=x.dtype), w, b
+            ),
+        ),
         Case(lambda x: ops.normalise_channels(x, np.zeros(3, x.dtype), np.ones(3, x.dtype)), ((2, 3),)),
     ],
     "cross_entropy": [
         Case(lambda x: ops.cross_entropy(x, TARGETS), ((5, 6),), ce),
-        Case(lambda x: ops.cross_entropy(x, TARGETS, reduction="sum"), ((5, 6),), lambda T, x: ce(T, x, reduction="sum")),
-        Case(lambda x: ops.cross_entropy(x, TARGETS, reduction="none"), ((5, 6),), lambda T, x: ce(T, x, reduction="none")),
-        Case(lambda x: ops.cross_entropy(x, TARGETS % 5, ignore_index=2), ((5, 6),),
-             lambda T, x: T.nn.functional.cross_entropy(x, T.tensor(TARGETS % 5), ignore_index=2)),
-        Case(lambda x: ops.cross_entropy(x, TARGETS, label_smoothing=0.2), ((5, 6),), lambda T, x: ce(T, x, label_smoothing=0.2)),
+        Case(
+            lambda x: ops.cross_entropy(x, TARGETS, reduction="sum"),
+            ((5, 6),),
+            lambda T, x: ce(T, x, reduction="sum"),
+        ),
+        Case(
+            lambda x: ops.cross_entropy(x, TARGETS, reduction="none"),
+            ((5, 6),),
+            lambda T, x: ce(T, x, reduction="none"),
+        ),
+        Case(
+            lambda x: ops.cross_entropy(x, TARGETS % 5, ignore_index=2),
+            ((5, 6),),
+            lambda T, x: T.nn.functional.cross_entropy(x, T.tensor(TARGETS % 5), ignore_index=2),
+        ),
+        Case(
+            lambda x: ops.cross_entropy(x, TARGETS, label_smoothing=0.2),
+            ((5, 6),),
+            lambda T, x: ce(T, x, label_smoothing=0.2),
+        ),
         Case(lambda x: ops.cross_entropy(x, (TARGETS % 5).reshape(1, 5)), ((1, 5, 6),)),
         Case(lambda x: ops.cross_entropy(x, TARGETS[:0], reduction="sum"), ((0, 6),)),
     ],
     "mse_loss": [
-        Case(lambda a, b, r=r: ops.mse_loss(a, b, r), ((3, 4), (3, 4)), lambda T, a, b, r=r: T.nn.functional.mse_loss(a, b, reduction=r))
+        Case(
+            lambda a, b, r=r: ops.mse_loss(a, b, r),
+            ((3, 4), (3, 4)),
+            lambda T, a, b, r=r: T.nn.functional.mse_loss(a, b, reduction=r),
+        )
         for r in ("mean", "sum", "none")
     ],
     "scaled_dot_product_attention": [
-        Case(ops.scaled_dot_product_attention, (Q, K, K), lambda T, *t: T.nn.functional.scaled_dot_product_attention(*t)),
-        Case(lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, causal=True), (Q, Q, Q),
-             lambda T, *t: T.nn.functional.scaled_dot_product_attention(*t, is_causal=True)),
-        Case(lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, MAY), (Q, K, K),
-             lambda T, *t: T.nn.functional.scaled_dot_product_attention(*t, T.tensor(MAY))),
-        Case(lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, np.where(MAY, 0.5, -1.0).astype(q.dtype), scale=0.3),
-             (Q, K, K),
-             lambda T, q, k, v: T.nn.functional.scaled_dot_product_attention(
-                 q, k, v, T.where(T.tensor(MAY), 0.5, -1.0).to(q.dtype), scale=0.3)),
+        Case(
+            ops.scaled_dot_product_attention,
+            (Q, K, K),
+            lambda T, *t: T.nn.functional.scaled_dot_product_attention(*t),
+        ),
+        Case(
+            lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, causal=True),
+            (Q, Q, Q),
+            lambda T, *t: T.nn.functional.scaled_dot_product_attention(*t, is_causal=True),
+        ),
+        Case(
+            lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, MAY),
+            (Q, K, K),
+            lambda T, *t: T.nn.functional.scaled_dot_product_attention(*t, T.tensor(MAY)),
+        ),
+        Case(
+            lambda q, k, v: ops.scaled_dot_product_attention(
+                q, k, v, np.where(MAY, 0.5, -1.0).astype(q.dtype), scale=0.3
+            ),
+            (Q, K, K),
+            lambda T, q, k, v: T.nn.functional.scaled_dot_product_attention(
+                q, k, v, T.where(T.tensor(MAY), 0.5, -1.0).to(q.dtype), scale=0.3
+            ),
+        ),
         Case(ops.scaled_dot_product_attention, ((4, 5), (6, 5), (6, 5))),
     ],
     "self_attention": [
-        Case(lambda x, d=d: ops.self_attention(x, d), (s,), lambda T, x, d=d: torch_self_attention(T, x, x.shape[-1] // 3 // d))
+        Case(
+            lambda x, d=d: ops.self_attention(x, d),
+            (s,),
+            lambda T, x, d=d: torch_self_attention(T, x, x.shape[-1] // 3 // d),
+        )
         for s, d in (((2, 5, 24), 4), ((1, 1, 9), 3), ((3, 4, 6), 1))
-    ] + [Case(lambda x: ops.self_attention(x, 2, causal=False), ((2, 3, 12),))],
+    ]
+    + [Case(lambda x: ops.self_attention(x, 2, causal=False), ((2, 3, 12),))],
     "conv2d": [
         conv((2, 3, 5, 6), (4, 3, 3, 3), True),
         conv((2, 3, 5, 6), (4, 3, 3, 2), False, stride=2, padding=1),
@@ -115,14 +192,24 @@ CASES: Cases = {
         conv((2, 1, 3, 3), (1, 1, 3, 3), False),
     ],
     "max_pool2d": [
-        Case(lambda x, o=o: ops.max_pool2d(x, *o), ((2, 3, 6, 7),), lambda T, x, o=o: T.nn.functional.max_pool2d(x, *o))
+        Case(
+            lambda x, o=o: ops.max_pool2d(x, *o),
+            ((2, 3, 6, 7),),
+            lambda T, x, o=o: T.nn.functional.max_pool2d(x, *o),
+        )
         for o in ((2,), (3, 2, 1), ((2, 3), (1, 2)), (3, 1))
     ],
     "avg_pool2d": [
-        Case(lambda x, o=o: ops.avg_pool2d(x, *o), ((2, 3, 6, 7),), lambda T, x, o=o: T.nn.functional.avg_pool2d(x, *o))
+        Case(
+            lambda x, o=o: ops.avg_pool2d(x, *o),
+            ((2, 3, 6, 7),),
+            lambda T, x, o=o: T.nn.functional.avg_pool2d(x, *o),
+        )
         for o in ((2,), (3, 2, 1), ((2, 3), (1, 2)))
     ],
     "dropout": [
-        Case(lambda x, p=p: ops.dropout(x, p, 12345, 7), (s,)) for p in (0.0, 0.5) for s in ((4, 5), (), (0, 3))
+        Case(lambda x, p=p: ops.dropout(x, p, 12345, 7), (s,))
+        for p in (0.0, 0.5)
+        for s in ((4, 5), (), (0, 3))
     ],
-}  # fmt: skip
+}

@@ -56,8 +56,16 @@ SHAPE: Cases = {
         Case(lambda x: x[...], ((),), lambda T, x: x[...]),
     ],
     "pad": [
-        Case(lambda x: ops.pad(x, ((1, 2), (0, 3))), ((2, 3),), lambda T, x: T.nn.functional.pad(x, (0, 3, 1, 2))),
-        Case(lambda x: ops.pad(x, ((2, 0),), -1.0), ((3,),), lambda T, x: T.nn.functional.pad(x, (2, 0), value=-1.0)),
+        Case(
+            lambda x: ops.pad(x, ((1, 2), (0, 3))),
+            ((2, 3),),
+            lambda T, x: T.nn.functional.pad(x, (0, 3, 1, 2)),
+        ),
+        Case(
+            lambda x: ops.pad(x, ((2, 0),), -1.0),
+            ((3,),),
+            lambda T, x: T.nn.functional.pad(x, (2, 0), value=-1.0),
+        ),
     ],
     "permute": [
         Case(lambda x: ops.permute(x, (2, 0, 1)), ((2, 3, 4),), lambda T, x: x.permute(2, 0, 1)),
@@ -101,8 +109,14 @@ SHAPE: Cases = {
 }
 
 AXES = [
-    ((3, 4), None), ((3, 4), 0), ((3, 4), -1), ((2, 3, 4), (0, 2)), ((2, 3, 4), (-1, -2)), ((5,), None), ((1, 1), 0),
-]  # fmt: skip
+    ((3, 4), None),
+    ((3, 4), 0),
+    ((3, 4), -1),
+    ((2, 3, 4), (0, 2)),
+    ((2, 3, 4), (-1, -2)),
+    ((5,), None),
+    ((1, 1), 0),
+]
 
 
 def reduction(ours, theirs, extra=()):
@@ -131,7 +145,11 @@ REDUCE: Cases = {
     "max": [Case(lambda x: ops.max(x, 1), ((3, 4),), lambda T, x: x.amax(1))],
     "min": [Case(lambda x: ops.min(x, 1, True), ((3, 4),), lambda T, x: x.amin(1, True))],
     "var": [
-        *(Case(lambda x, a=a: ops.var(x, a), (s,), lambda T, x, a=a: x.var(a)) for s, a in AXES if s != (1, 1)),
+        *(
+            Case(lambda x, a=a: ops.var(x, a), (s,), lambda T, x, a=a: x.var(a))
+            for s, a in AXES
+            if s != (1, 1)
+        ),
         Case(lambda x: ops.var(x, 1, 0, True), ((3, 4),), lambda T, x: x.var(1, correction=0, keepdim=True)),
     ],
     "std": [

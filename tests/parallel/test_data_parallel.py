@@ -1,6 +1,7 @@
 """Data parallelism equals full-batch training, whatever the ranks, buckets, microbatches and aggregation."""
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -191,24 +192,41 @@ def test_a_gradient_that_would_be_summed_twice_is_refused(aggregation: str) -> N
 
 def test_a_backward_that_raised_does_not_stop_the_next_one_from_synchronising() -> None:
     def program() -> np.ndarray:
-        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).materialize(0, "float64")
-        DataParallel(model, world(), bucket_mb=100)
-        x = Tensor(np.ones((1, 2)))
-
-        def interrupt(p: Tensor) -> None:
-            remove()
-            raise KeyboardInterrupt
-
-        remove = model[0].weight.register_hook(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            model(x).sum().backward()
-        model.zero_grad()
-        model(x).sum().backward()
+        model, backward = interrupted(at_layer=1)  # the bucket is not full yet
+        backward()
         return model[0].weight.grad.copy()
 
     alone = launch(program, 1)[0]
     for found in launch(program, 3):
         assert np.allclose(found, 3 * alone)
+
+
+def test_a_backward_that_raised_while_sums_are_under_way_is_not_built_upon() -> None:
+    def program() -> None:
+        _, backward = interrupted(at_layer=0)  # after the last gradient: the bucket is under way
+        backward()
+
+    with pytest.raises(UsageError, match=r"broken off while its buckets were being summed.* detach\(\)"):
+        launch(program, 2)
+
+
+def interrupted(at_layer: int) -> tuple[nn.Module, Callable[[], None]]:
+    """A data-parallel model of two layers whose backward raised once, and what runs the next backward."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).materialize(0, "float64")
+    DataParallel(model, world(), bucket_mb=100)
+
+    def interrupt(p: Tensor) -> None:
+        remove()
+        raise ZeroDivisionError
+
+    def backward() -> None:
+        model.zero_grad()
+        model(Tensor(np.ones((1, 2)))).sum().backward()
+
+    remove = model[at_layer].weight.register_hook(interrupt)
+    with pytest.raises(ZeroDivisionError):
+        backward()
+    return model, backward
 
 
 def test_buckets_hold_every_parameter_once_in_reverse_order() -> None:

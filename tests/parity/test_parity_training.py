@@ -39,7 +39,9 @@ def torch_convnet(norm):
         h = F.relu(normed(p, "stem.norm", F.conv2d(x, p["stem.conv.weight"], padding=1)))
         for i, stride in enumerate((1, 2, 1)):
             at = f"layers.{i}"
-            y = F.relu(normed(p, f"{at}.norm1", F.conv2d(h, p[f"{at}.conv1.weight"], stride=stride, padding=1)))
+            y = F.relu(
+                normed(p, f"{at}.norm1", F.conv2d(h, p[f"{at}.conv1.weight"], stride=stride, padding=1))
+            )
             y = normed(p, f"{at}.norm2", F.conv2d(y, p[f"{at}.conv2.weight"], padding=1))
             skip = F.conv2d(h, p[f"{at}.project.weight"], stride=stride) if stride == 2 else h
             h = F.relu(y + skip)
@@ -79,7 +81,9 @@ def convnet(norm):
 
 
 MODELS = [
-    pytest.param(lambda: MLP(MLPConfig(inputs=243, classes=5, width=7)), torch_mlp, IMAGES, CLASSES, id="mlp"),
+    pytest.param(
+        lambda: MLP(MLPConfig(inputs=243, classes=5, width=7)), torch_mlp, IMAGES, CLASSES, id="mlp"
+    ),
     pytest.param(lambda: convnet("group"), torch_convnet("group"), IMAGES, CLASSES, id="convnet-group"),
     pytest.param(lambda: convnet("batch"), torch_convnet("batch"), IMAGES, CLASSES, id="convnet-batch"),
     pytest.param(lambda: gpt(True), torch_gpt, IDS, np.roll(IDS, -1, 1), id="gpt-tied"),
@@ -103,7 +107,9 @@ def assert_same(ours, theirs, gradients, tol):
 @pytest.mark.parametrize("make, forward, x, targets", MODELS)
 def test_ten_steps_equal_pytorch_s(make, forward, x, targets, ours, theirs):
     model = make().materialize(0, "float64")
-    twin = {n: torch.tensor(v, requires_grad=True) for n, v in model.state_dict().items() if "running" not in n}
+    twin = {
+        n: torch.tensor(v, requires_grad=True) for n, v in model.state_dict().items() if "running" not in n
+    }
     optimizer, other = ours(model.parameters()), theirs(list(twin.values()))
     exact_gradients = isinstance(optimizer, SGD)
     for _ in range(10):
@@ -119,7 +125,9 @@ def test_ten_steps_equal_pytorch_s(make, forward, x, targets, ours, theirs):
         assert loss.item() == pytest.approx(float(reference.detach()), rel=1e-10)
         gradients = {n: p.grad for n, p in twin.items()}
         if exact_gradients:
-            assert_same({n: p.grad for n, p in model.named_parameters()}, gradients, gradients.values(), 1e-10)
+            assert_same(
+                {n: p.grad for n, p in model.named_parameters()}, gradients, gradients.values(), 1e-10
+            )
         optimizer.step(), other.step()
         parameters = {n: p.data for n, p in model.named_parameters()}
         if not exact_gradients:
