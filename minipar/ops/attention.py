@@ -24,7 +24,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, causal=False, scale=None):
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     kernel = kernels.of(q)
     y, probs = kernel.attention(q, k, v, mask, causal, scale)
-    return y, lambda g: (*kernel.attention_backward(g, q, k, v, probs, scale), None)
+    return y, lambda g: (*kernel.attention_backward(g, q, k, v, probs, scale, causal=causal), None)
 
 
 @primitive(fresh=True)
@@ -57,7 +57,7 @@ def self_attention(qkv, head_dim, causal=True):
     def vjp(g):
         dqkv = xp.empty_like(qkv)
         dheads = g.reshape(b, t, heads, head_dim).swapaxes(1, 2)  # (B, H, T, D)
-        kernel.attention_backward(dheads, q, k, v, probs, scale, out=tuple(parts(dqkv)))
+        kernel.attention_backward(dheads, q, k, v, probs, scale, tuple(parts(dqkv)), causal)
         return dqkv, None, None
 
     return y.reshape(b, t, heads * head_dim), vjp

@@ -114,8 +114,8 @@ class FlatUnit:
         for p, start, size in zip(self.params, self.starts, self.sizes):
             a, b = max(start, low), min(start + size, high)
             if a < b:
-                data = own[a - low : b - low]
-                self.pieces.append(Piece(p, Tensor(data, p.requires_grad), a - start, slice(a - low, b - low)))
+                place = slice(a - low, b - low)
+                self.pieces.append(Piece(p, Tensor(own[place], p.requires_grad), a - start, place))
         if self.sharded:
             own = own.copy() if whole else own
             for p, shape in zip(self.params, self.shapes):
@@ -135,7 +135,7 @@ class FlatUnit:
         return [flat[a : a + n].reshape(shape) for a, n, shape in zip(self.starts, self.sizes, self.shapes)]
 
     def attach(self, whole: Array) -> None:
-        """Make the parameters views of `whole`. Their versions do not change: the values are the same ones."""
+        """Make the parameters views of `whole`. Their versions stay: the values are the same."""
         self.whole = whole
         for p, view in zip(self.params, self.views(whole)):
             p.data = view
@@ -148,6 +148,11 @@ class FlatUnit:
         for p in self.params:
             if p.is_materialized:
                 del p.data
+
+    def is_done(self) -> None:
+        """Take note that backward needs the whole parameters no longer."""
+        if self.sharded:
+            self.free()
 
     # Gradients ----------------------------------------------------------------------------------------
 
@@ -191,7 +196,7 @@ class FlatUnit:
 
 
 def _local_shape(p: Parameter) -> tuple[int, ...]:
-    """The shape of what this rank computes with: a slice of the parameter if a tensor-parallel plan cut it."""
+    """The shape of what this rank computes with: a slice where a tensor-parallel plan cut the parameter."""
     if p.is_materialized or p.layout is None:
         return p.shape
     shape = list(p.global_shape)
@@ -232,7 +237,7 @@ def make_units(
     for name, params in blocks:
         for p in params:
             if id(p) not in known:
-                raise UsageError(f"Zero: unit {name} has a parameter {p.shape} that is not the model's")
+                raise UsageError(f"Zero: {name} has a parameter {p.shape} that is not the model's")
             users[id(p)] = users.get(id(p), 0) + 1
     groups = [(name, [p for p in params if users[id(p)] == 1]) for name, params in blocks]
     groups.append(("shared", [p for _, p in model_params if users.get(id(p)) != 1]))
@@ -240,6 +245,7 @@ def make_units(
     for name, params in groups:
         dtypes = {str(p.dtype) for p in params if p.is_materialized}
         if len(dtypes) > 1:
-            raise UsageError(f"Zero: unit {name} mixes {' and '.join(sorted(dtypes))}; give each dtype a unit of its own")
+            mixed = " and ".join(sorted(dtypes))
+            raise UsageError(f"Zero: {name} mixes {mixed}; give each dtype a unit of its own")
         units.append(FlatUnit(name, params, rank, ranks, sharded) if params else None)
     return units[:-1], units[-1]

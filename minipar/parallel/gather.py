@@ -1,4 +1,4 @@
-"""ZeRO stage 3's other half: a unit's parameters are gathered just before they are used and freed right after.
+"""ZeRO stage 3: a unit's parameters are gathered just before they are used and freed right after.
 
         forward     | unit 0 | unit 1 | unit 2 |      backward    | unit 2 | unit 1 | unit 0 |
         gather       0   1        2                                2   1        0
@@ -136,8 +136,8 @@ class GatherOnUse:
         def wrapped(*inputs: Any) -> Tensor:
             if self._pass is None:
                 raise UsageError(
-                    f"{unit.name} was called outside a forward of the Zero wrapper, which gathers its parameters:"
-                    " call the wrapper, not the model"
+                    f"{unit.name} was called outside a forward of the Zero wrapper, which gathers its"
+                    " parameters: call the wrapper, not the model"
                 )
             self.need(unit)
             inputs = tuple([at_backward(x, unit.free) if isinstance(x, Tensor) else x for x in inputs])
@@ -165,5 +165,6 @@ class GatherOnUse:
 
 def _one_tensor(y: Any, name: str) -> Tensor:
     if not isinstance(y, Tensor):
-        raise UsageError(f"{name} returns a {type(y).__name__}; ZeRO stage 3 needs units that return one tensor")
+        returned = type(y).__name__
+        raise UsageError(f"{name} returns a {returned}; ZeRO stage 3 needs units that return one tensor")
     return y

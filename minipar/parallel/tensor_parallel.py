@@ -1,8 +1,8 @@
 """Tensor parallelism: the layers of a serial model cut over ranks, by a plan.
 
-`parallelize(model, comm, plan)` walks the plan, a table from names (`*` matches any part) to *styles*. A style
-says how a module's parameters are placed and what happens around its forward. The pattern behind all of them
-(Shoeybi et al. 2019, figure 3):
+`parallelize(model, comm, plan)` walks the plan, a table from names (`*` matches any part) to *styles*. A
+style says how a module's parameters are placed and what happens around its forward. The pattern behind all
+of them (Shoeybi et al. 2019, figure 3):
 
     x ── copy_to ── A (columns) ── f ── B (rows) ── reduce_from ── y
          backward:                                  forward:
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from minipar.comm.interface import Communicator, balanced
 from minipar.errors import UsageError
 from minipar.nn import CrossEntropyLoss, Dropout, Embedding, Linear, Module
 from minipar.parallel import vocabulary
-from minipar.parallel.placement import Layout, Shard, place
+from minipar.parallel.placement import Shard, place
 from minipar.tensor import Tensor
 
 SEQUENCE = 1  # the axis of (B, T, C) that sequence parallelism cuts
@@ -43,18 +44,32 @@ class Style:
 Plan = Mapping[str, Style | tuple[Style, ...]]
 
 
-class SequenceLength:
-    """The whole length of the sequence at hand, set where it is cut and read where it is joined again."""
+_length: ContextVar[int] = ContextVar("sequence_length", default=0)
 
-    def __init__(self) -> None:
-        self.total = 0
+
+class SequenceLength:
+    """The whole length of the sequence at hand, set where it is cut and read where it is joined again.
+
+    It cannot be told from a part, since parts are uneven. It lives in the context, as the moment of `random`
+    does: each rank-thread has its own, and a recomputed block sees the length of its own forward.
+    """
+
+    @property
+    def total(self) -> int:
+        return _length.get()
+
+    @total.setter
+    def total(self, length: int) -> None:
+        _length.set(length)
 
     def counts(self, ranks: int) -> list[int]:
         """Return each rank's length."""
         return balanced(self.total, ranks)
 
 
-def around(module: Module, enter: Callable[..., Any] | None = None, leave: Callable[..., Any] | None = None) -> None:
+def around(
+    module: Module, enter: Callable[..., Any] | None = None, leave: Callable[..., Any] | None = None
+) -> None:
     """Run `enter` on a module's input and `leave` on its output, from outside."""
     forward = module.forward
 
@@ -68,37 +83,51 @@ def around(module: Module, enter: Callable[..., Any] | None = None, leave: Calla
 
 
 def parallelize(model: Module, comm: Communicator, plan: Plan) -> Module:
-    """Cut a serial model over the ranks of `comm`, in place, and return it.
+    """Cut a serial model over the ranks of `comm`, in place, and return it. Nothing is sent.
+
+    A single rank has nothing to cut: the model stays the serial one, bitwise.
 
     Args:
         model: materialised (each rank then keeps its part) or not (each rank then initialises its part only).
         plan: name patterns to styles; a tuple of styles is applied in order.
 
     Raises:
-        UsageError: a pattern that matches nothing, two patterns that match one module, a module of another kind
-            than the style is for, or a size that cannot be cut. Nothing has been sent then.
+        UsageError: a pattern that matches nothing, two patterns that match one module, a module of another
+            kind than the style is for, or a size that cannot be cut; the same on every rank. After the last
+            of these some modules may be cut already: the model is not to be used then.
     """
-    modules = dict(model.named_modules())
-    chosen: dict[str, tuple[str, tuple[Style, ...]]] = {}
+    chosen = _resolve(dict(model.named_modules()), plan)
+    if comm.size > 1:
+        for name, module, styles in chosen:
+            for style in styles:
+                style.apply(module, name, comm)
+    return model
+
+
+def _resolve(modules: dict[str, Module], plan: Plan) -> list[tuple[str, Module, tuple[Style, ...]]]:
+    """Return (name, module, its styles) of every module that the plan names, in the plan's order."""
+    chosen: dict[str, str] = {}
+    found = []
     for pattern, entry in plan.items():
         styles = entry if isinstance(entry, tuple) else (entry,)
         names = [name for name in modules if fnmatch.fnmatchcase(name, pattern)]
         if not names:
-            raise UsageError(f"plan: {pattern!r} matches no module; the model has {', '.join(n for n in modules if n)}")
+            known = ", ".join(name for name in modules if name)
+            raise UsageError(f"plan: {pattern!r} matches no module; the model has {known}")
         for name in names:
             if name in chosen:
-                raise UsageError(f"plan: both {chosen[name][0]!r} and {pattern!r} match {name}; a module is cut once")
+                raise UsageError(
+                    f"plan: both {chosen[name]!r} and {pattern!r} match {name}; a module is cut once"
+                )
+            chosen[name] = pattern
             for style in styles:
                 if not isinstance(modules[name], style.kind):
                     raise UsageError(
-                        f"plan: {pattern!r} puts {type(style).__name__} on {name}, a {type(modules[name]).__name__};"
-                        f" it is for {style.kind.__name__}"
+                        f"plan: {pattern!r} puts {type(style).__name__} on {name},"
+                        f" a {type(modules[name]).__name__}; it is for {style.kind.__name__}"
                     )
-            chosen[name] = (pattern, styles)
-    for name, (_, styles) in chosen.items():
-        for style in styles:
-            style.apply(modules[name], name, comm)
-    return model
+            found.append((name, modules[name], styles))
+    return found
 
 
 # --- Linear layers ----------------------------------------------------------------------------------------
@@ -126,12 +155,15 @@ class Column(Style):
         if module.bias is not None:
             place(module.bias, f"{name}.bias", cut, comm)
         counts = module.weight.layout.counts(module.weight.global_shape)
-        around(module, _enter(comm, self.sequence), (lambda y: gather(y, comm, -1, counts)) if self.gathered else None)
+        leave = (lambda y: gather(y, comm, -1, counts)) if self.gathered else None
+        around(module, _enter(comm, self.sequence), leave)
 
 
 @dataclass(frozen=True)
 class Row(Style):
-    """Linear cut by input features: x (..., in/ranks) → (..., out), summed; weight Shard(1), bias whole, added once.
+    """Linear cut by input features: x (..., in/ranks) → (..., out), summed; weight Shard(1).
+
+    The bias is whole on every rank and is added once, to the sum.
 
     Args:
         unit: see `Shard`.
@@ -166,19 +198,18 @@ class Row(Style):
 
 @dataclass(frozen=True)
 class VocabularyEmbedding(Style):
-    """Embedding cut by rows: each rank looks up the ids in its range, the sum is the embedding; weight Shard(0)."""
+    """Embedding cut by rows: ids (...) → (..., width), each rank looking up its range; weight Shard(0)."""
 
     kind = Embedding
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
         place(module.weight, f"{name}.weight", Shard(0), comm)
-        start = _start(module.weight.layout, module.weight.global_shape)
         total = module.weight.global_shape[0]
+        start = vocabulary.first_row(total, comm)
 
         def forward(ids: Any) -> Tensor:
             ids = ids.data if isinstance(ids, Tensor) else ids
-            if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < total):
-                raise IndexError(f"{name}: ids from {int(ids.min())} to {int(ids.max())}, the table has rows 0 to {total - 1}")
+            vocabulary.check_ids(f"{name}: ids", ids, total)
             return reduce_from(vocabulary.embed(module.weight, ids, start), comm)
 
         module.forward = forward
@@ -215,8 +246,10 @@ class VocabularyLoss(Style):
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
         if module.reduction != "sum":
-            raise UsageError(f"{name}: reduction {module.reduction!r} is not offered over a cut vocabulary; use sum")
-        start = Shard(0).intervals((self.size,), comm.size)[comm.rank][0][0]
+            raise UsageError(
+                f"{name}: reduction {module.reduction!r} is not offered over a cut vocabulary; use sum"
+            )
+        start = vocabulary.first_row(self.size, comm)
 
         def forward(logits: Tensor, targets: Any) -> Tensor:
             targets = targets.data if isinstance(targets, Tensor) else targets
@@ -225,10 +258,6 @@ class VocabularyLoss(Style):
             )
 
         module.forward = forward
-
-
-def _start(layout: Layout, shape: tuple[int, ...]) -> int:
-    return layout.placement.intervals(shape, layout.axis.size)[layout.axis.rank][0][0]
 
 
 # --- Where a region begins or ends ------------------------------------------------------------------------
@@ -267,7 +296,7 @@ class SequenceScatter(Style):
 
 @dataclass(frozen=True)
 class PartialGradients(Style):
-    """A module whose whole parameters see only this rank's part of the activation: their gradients are summed.
+    """A module whose whole parameters see only this rank's part of the activation: gradients are summed.
 
     Layer norm under sequence parallelism.
     """

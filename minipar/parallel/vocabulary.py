@@ -6,68 +6,87 @@ they are never gathered.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from minipar import ops
-from minipar.backend import array_module
-from minipar.comm.interface import Communicator
+from minipar import kernels
+from minipar.backend import Array, array_module
+from minipar.comm.interface import Communicator, balanced
+from minipar.errors import UsageError
 from minipar.tensor import Tensor, primitive
 
 
-def embed(weight: Tensor, ids: np.ndarray, start: int) -> Tensor:
-    """Return the rows of this rank's range of the table, zeros for ids outside: the ranks' sum is the embedding.
+def first_row(vocabulary: int, comm: Communicator) -> int:
+    """Return the first word of this rank's range."""
+    return sum(balanced(vocabulary, comm.size)[: comm.rank])
 
-    weight (V/ranks, C): rows `start` and on. ids (B, T) → (B, T, C), to be summed over the ranks.
+
+def check_ids(what: str, ids: Array, vocabulary: int) -> None:
+    """Refuse words that no rank holds: every rank would take them for another's.
+
+    Raises:
+        ValueError: on every rank, since all see the same ids.
     """
-    rows = weight.shape[0]
-    here = (ids >= start) & (ids < start + rows)
-    if rows == 0:
-        return Tensor(array_module(weight.data).zeros((*ids.shape, weight.shape[1]), dtype=weight.dtype))
-    local = array_module(ids).where(here, ids - start, 0)
-    return ops.embedding(weight, local) * here[..., None].astype(weight.dtype)
+    if ids.size and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
+        raise UsageError(f"{what} from {int(ids.min())} to {int(ids.max())}, expected 0 to {vocabulary - 1}")
+
+
+@primitive(handles=("weight",))
+def embed(weight, ids, start):
+    """The rows of this rank's range of the table, zeros for ids outside: the ranks' sum is the embedding.
+
+    weight (V/ranks, C): rows `start` and on. ids (...) → (..., C), to be summed over the ranks.
+    """
+    table = weight.data
+    rows, width = table.shape
+    here = (ids >= start) & (ids < start + rows)  # (...)
+    found = ids[here] - start  # (words found here,)
+    value = array_module(table).zeros((*ids.shape, width), dtype=table.dtype)
+    value[here] = table[found]
+    return value, lambda g: (lambda: kernels.of(g).embedding_backward(g[here], found, rows), None, None)
 
 
 @primitive
-def _cross_entropy(logits, targets, comm, start, ignore_index, smoothing):
+def _cross_entropy(logits, targets, comm, vocabulary, start, ignore_index, smoothing):
     """Losses (N,) from this rank's columns of the logits (N, V/ranks). Two collectives forward, none backward.
 
-    With m the largest logit, Z = Σ exp(z - m) and t the target: loss = log Z + m - z_t, and with label
-    smoothing ε: log Z + m - (1-ε) z_t - ε/V Σ z.
+    With m the largest logit, Z = Σ exp(z - m) and t the target: loss = log Z - (z_t - m), and with label
+    smoothing ε: log Z - (1-ε) (z_t - m) - ε/V Σ (z - m).
     """
-    xp = array_module(logits)
-    n, width = logits.shape
-    top = logits.max(axis=1) if width else xp.full(n, -xp.inf, dtype=logits.dtype)
+    xp, given = array_module(logits), logits.dtype
+    shifted = logits.astype("float32" if given == "float16" else given)  # a copy; float16 overflows in sums
+    n, width = shifted.shape
+    top = shifted.max(axis=1) if width else xp.full(n, -xp.inf, dtype=shifted.dtype)
     comm.all_reduce_(top, op="max")  # (N,)
+    shifted -= top[:, None]
     valid = targets != ignore_index
-    here = valid & (targets >= start) & (targets < start + width)
-    column = xp.where(here, targets - start, 0)
-    probs = xp.exp(logits - top[:, None])  # (N, V/ranks), divided by Z below
-    sums = xp.zeros((4, n), dtype=logits.dtype)  # Z, the target's logit, the sum of logits, V
-    sums[0] = probs.sum(axis=1)
-    if width:
-        picked = xp.take_along_axis(logits, column[:, None], axis=1)[:, 0]
-        sums[1] = xp.where(here, picked - top, 0)
-        sums[2] = (logits - top[:, None]).sum(axis=1)
-    sums[3] = width
+    here = xp.nonzero(valid & (targets >= start) & (targets < start + width))[0]  # rows whose target is ours
+    column = targets[here] - start
+    sums = xp.zeros((3 if smoothing else 2, n), dtype=shifted.dtype)  # Z, z_t - m, and Σ (z - m)
+    sums[1, here] = shifted[here, column]
+    if smoothing:
+        shifted.sum(axis=1, out=sums[2])
+    probs = xp.exp(shifted, out=shifted)  # (N, V/ranks), divided by Z below
+    probs.sum(axis=1, out=sums[0])
     comm.all_reduce_(sums)
-    z, target, total, vocabulary = sums
-    losses = xp.where(valid, xp.log(z) - (1 - smoothing) * target - smoothing / vocabulary * total, 0)
+    z = sums[0]
+    losses = xp.log(z) - (1 - smoothing) * sums[1]
+    if smoothing:
+        losses -= smoothing / vocabulary * sums[2]
     probs /= z[:, None]
 
-    def vjp(g):
-        scale = xp.where(valid, g, 0)
-        dlogits = (probs - smoothing / vocabulary[:, None]) * scale[:, None] if smoothing else probs * scale[:, None]
-        if width:
-            rows = xp.nonzero(here)[0]
-            dlogits[rows, column[rows]] -= (1 - smoothing) * scale[rows]
-        return dlogits.astype(logits.dtype), None, None, None, None, None
+    def vjp(g: Array) -> Any:
+        scale = xp.where(valid, g, 0).astype(probs.dtype)
+        dlogits = probs - smoothing / vocabulary if smoothing else probs.copy()
+        dlogits[here, column] -= 1 - smoothing
+        dlogits *= scale[:, None]
+        return dlogits.astype(given, copy=False), None, None, None, None, None, None
 
-    return losses.astype(logits.dtype), vjp
+    return xp.where(valid, losses, 0).astype(given, copy=False), vjp
 
 
 def cross_entropy(
     logits: Tensor,
-    targets: np.ndarray,
+    targets: Array,
     comm: Communicator,
     vocabulary: int,
     start: int,
@@ -79,15 +98,18 @@ def cross_entropy(
     Args:
         logits: (..., V/ranks), columns `start` and on of the logits.
         targets: integers (...) in [0, vocabulary), or `ignore_index`.
+        label_smoothing: see `ops.cross_entropy`.
 
     Raises:
-        ValueError: a target out of range, on every rank.
+        ValueError: shapes that do not fit, a target or a smoothing out of range; on every rank.
     """
-    flat = targets.reshape(-1)
-    counted = flat[flat != ignore_index]
-    if counted.size and not (0 <= int(counted.min()) and int(counted.max()) < vocabulary):
-        raise ValueError(
-            f"cross_entropy: targets from {int(counted.min())} to {int(counted.max())}, classes are 0 to {vocabulary - 1}"
+    if not 0 <= label_smoothing <= 1:
+        raise UsageError(f"cross_entropy: label_smoothing {label_smoothing} must lie in [0, 1]")
+    if logits.shape[:-1] != targets.shape:
+        raise UsageError(
+            f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, got {targets.shape}"
         )
-    rows = logits.reshape((flat.size, logits.shape[-1]))
-    return _cross_entropy(rows, flat, comm, start, ignore_index, label_smoothing).sum()
+    flat = targets.reshape(-1)
+    check_ids("cross_entropy: targets", flat[flat != ignore_index], vocabulary)
+    rows = logits.reshape((flat.size, logits.shape[-1]))  # (N, V/ranks)
+    return _cross_entropy(rows, flat, comm, vocabulary, start, ignore_index, label_smoothing).sum()

@@ -8,8 +8,8 @@ array of each unit's elements is cut into equal ranges, and rank r keeps of rang
         stage 3     optimizer state, gradients, parameters
 
 With Ψ parameters and k microbatches a step moves, times (N-1)/N and padding included, 2Ψ elements in stage 1
-(reduce-scatter of gradients, all-gather of parameters), (k+1)Ψ in stage 2 (gradients of each microbatch) and
-3kΨ in stage 3 (parameters in forward and in backward, gradients). Beside these goes one byte per parameter
+(reduce-scatter of gradients, all-gather of parameters), (k+1)Ψ in stage 2 (gradients of each microbatch)
+and 3kΨ in stage 3 (parameters in forward and in backward, gradients). Beside these goes one byte per parameter
 tensor and synchronising backward: whether any rank used it.
 """
 
@@ -24,12 +24,12 @@ import numpy as np
 
 from minipar import optim
 from minipar.backend import Array, array_module, float_dtype, is_gpu_array, to_device
-from minipar.comm.interface import Communicator, Work
+from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.nn import BatchNorm2d, Module, Parameter
 from minipar.parallel.flat_shards import FlatUnit, Piece, make_units
 from minipar.parallel.gather import GatherOnUse
-from minipar.tape import Backward, running_backward
+from minipar.parallel.scatter_gradients import ScatterGradients, on_any_rank
 from minipar.tensor import Tensor
 
 ROOT = 0
@@ -54,8 +54,8 @@ class Zero:
         prefetch: stage 3: gather the next unit while one computes.
 
     Raises:
-        UsageError: an unknown stage, a model without parameters or materialised in part, a unit that is not of
-            the model, or one that mixes dtypes.
+        UsageError: an unknown stage, a model without parameters or materialised in part, a unit that is not
+            of the model, or one that mixes dtypes.
     """
 
     def __init__(
@@ -83,16 +83,7 @@ class Zero:
         own, shared = make_units(named, described, comm.rank, comm.size, stage == 3)
         self.units: list[FlatUnit] = [u for u in (*own, shared) if u is not None]
         self._ready = False
-        self._unit_of = {id(p): unit for unit in self.units for p in unit.params}
-        trainable = [u for u in (*reversed(own), shared) if u and any(p.requires_grad for p in u.params)]
-        self._reduced: list[FlatUnit] = trainable  # in the order in which backward is done with them
-        self._turn = {id(unit): i for i, unit in enumerate(trainable)}
-        self._shared = shared
-        self._sent: list[tuple[FlatUnit, Work]] = []
-        self._used: dict[int, bool] = {}  # parameters, by id, that got a gradient here
-        self._run: Backward | None = None
-        self._synchronising = True
-        self._hooks = [p.register_hook(self._gradient_ready) for _, p in named if p.requires_grad]
+        self.scatters = ScatterGradients(comm, own, shared, self.names, stage)
         self._has_batch_norm = self._share_batch_statistics()
         self.gathers: GatherOnUse | None = None
         if stage == 3:
@@ -172,60 +163,11 @@ class Zero:
             raise UsageError(
                 "batch norm mixes the samples of a batch, so microbatches change its result; use group norm"
             )
-        self._synchronising = self.stage > 1
+        self.scatters.active = self.stage > 1
         try:
             yield
         finally:
-            self._synchronising = True
-
-    def _gradient_ready(self, p: Tensor) -> None:
-        if not self._synchronising:
-            return
-        run = running_backward()
-        if run.deferred is not None:
-            raise UsageError(
-                "ZeRO sums gradients in backward, which deferred weight gradients outlive; in stage 1 use no_sync()"
-                " and call synchronize() once they are computed"
-            )
-        if run is not self._run:  # the first gradient of this backward
-            if self._sent:
-                raise UsageError(
-                    "the backward before this one was broken off while its gradients were being summed;"
-                    " wrap a fresh model"
-                )
-            self._run = run
-            run.at_end.append(self.synchronize)
-        if self.stage > 1:
-            assert isinstance(p, Parameter)
-            self._take(p)
-
-    def _take(self, p: Parameter) -> None:
-        """Stages 2 and 3: put the gradient into its unit's flat one, and send that once it is full."""
-        unit = self._unit_of[id(p)]
-        turn = self._turn[id(unit)]
-        if turn < len(self._sent):
-            raise UsageError(
-                f"the gradient of {self.names[id(p)]} came after {unit.name} was summed: give units in the order in"
-                " which forward uses them"
-            )
-        if unit is not self._shared:
-            while len(self._sent) < turn:  # backward is done with those; what they still lack has no gradient
-                self._send()
-        unit.take_gradient(p)
-        if len(unit.arrived) == sum(q.requires_grad for q in unit.params):
-            if self.gathers and unit is not self._shared and len(unit.arrived) == len(unit.params):
-                unit.free()  # a first unit has no input whose gradient would say that it is done
-            if len(self._sent) == turn and unit is not self._shared:
-                self._send()
-        for _, work in self._sent[-2:]:
-            work.done()  # MPI moves a message along only while it is called
-
-    def _send(self) -> None:
-        unit = self._reduced[len(self._sent)]
-        for i in unit.arrived:
-            self._used[id(unit.params[i])] = True
-        unit.arrived = set()
-        self._sent.append((unit, self.comm.reduce_scatter_async(unit.send_gradient())))
+            self.scatters.active = True
 
     def synchronize(self) -> None:
         """Sum the gradients over the ranks, each range on its owner, and free the whole ones.
@@ -233,24 +175,7 @@ class Zero:
         Backward calls it. Call it yourself only where no gradient was computed at all on this rank, so that
         the others do not wait, or in stage 1 after backwards inside `no_sync`.
         """
-        self._run = None
-        while len(self._sent) < len(self._reduced):
-            if self.stage == 1:
-                for p in self._reduced[len(self._sent)].params:
-                    if p.grad is not None:
-                        self._reduced[len(self._sent)].take_gradient(p)
-            self._send()
-        here = {id(p) for p in self._parameters() if self._used.get(id(p))}
-        anywhere = self._on_any_rank(here)
-        for unit, work in self._sent:
-            unit.add_gradient(work.wait(), {i for i, p in enumerate(unit.params) if id(p) in anywhere})
-        self._sent, self._used = [], {}
-
-    def _on_any_rank(self, here: set[int]) -> set[int]:
-        """Return the parameters, by id, that are in `here` on at least one rank."""
-        params = list(self._parameters())
-        flags = np.array([id(p) in here for p in params], np.uint8)
-        return {id(p) for p, flag in zip(params, self.comm.all_reduce(flags, op="max").tolist()) if flag}
+        self.scatters.finish()
 
     # Optimizer ----------------------------------------------------------------------------------------
 
@@ -266,14 +191,14 @@ class Zero:
         return pieces or [(self.units[0].params[0], Tensor(self.units[0].own[:0], requires_grad=True))]
 
     def step(self, optimizer: optim.Optimizer) -> None:
-        """Take the optimizer's step on this rank's pieces; in stages 1 and 2 all ranks then get all new values.
+        """Take the optimizer's step on this rank's pieces; in stages 1 and 2 everyone then gets all values.
 
         Raises:
             UsageError: the optimizer was not built on `shards()`.
         """
         known = {id(piece.tensor) for piece in self._pieces()}
         if any(t.size and id(t) not in known for t in optimizer.tensors()):
-            raise UsageError("Zero: build the optimizer on the tensors of shards(), not on the model's parameters")
+            raise UsageError("Zero: build the optimizer on the tensors of shards(), not on the parameters")
         optimizer.step()
         self._spread()
 
@@ -298,8 +223,7 @@ class Zero:
 
     def zero_grad(self) -> None:
         """Forget all gradients, whole and owned."""
-        for p in self._parameters():
-            p.grad = None
+        self.model.zero_grad()
         for piece in self._pieces():
             piece.tensor.grad = None
 
@@ -317,10 +241,12 @@ class Zero:
         if kind not in ("data", "grad"):
             raise UsageError(f"Zero: full({kind!r}) is unknown: use data or grad")
         for unit in self.units:
-            flat, present = unit.own_gradient() if kind == "grad" else (unit.own, set(range(len(unit.params))))
-            shown = self._on_any_rank({id(unit.params[i]) for i in present})
-            for p, view in zip(unit.params, unit.views(self.comm.all_gather(flat))):
-                if id(p) in shown:
+            flat, present = unit.own, set(range(len(unit.params)))
+            if kind == "grad":
+                flat, present = unit.own_gradient()
+            shown = on_any_rank(self.comm, present, len(unit.params))
+            for i, (p, view) in enumerate(zip(unit.params, unit.views(self.comm.all_gather(flat)))):
+                if i in shown:
                     yield self.names[id(p)], view
 
     def load(self, state: Mapping[str, Array]) -> None:
@@ -336,14 +262,14 @@ class Zero:
                 if found != shape:
                     raise UsageError(f"Zero: {name} is {shape}, the given state has {found or 'nothing'}")
         for piece in self._pieces():
-            values = state[self.names[id(piece.param)]].reshape(-1)[piece.start : piece.start + piece.tensor.size]
-            piece.tensor.assign_(to_device(values, "cuda" if is_gpu_array(piece.tensor.data) else "cpu"))
+            values = state[self.names[id(piece.param)]].reshape(-1)
+            mine = values[piece.start : piece.start + piece.tensor.size]
+            piece.tensor.assign_(to_device(mine, "cuda" if is_gpu_array(piece.tensor.data) else "cpu"))
         self._spread()
 
     def detach(self) -> Module:
         """Return the model as a plain one, whole on every rank and without hooks. Collective in stage 3."""
-        for remove in self._hooks:
-            remove()
+        self.scatters.remove_hooks()
         if self.gathers:
             self.gathers.unwrap()
         for unit in self.units:
@@ -356,14 +282,15 @@ class Zero:
 
     def table(self) -> str:
         """Return one line a unit: parameters, elements, padding, elements and bytes that this rank owns."""
-        rows = [("unit", "tensors", "elements", "padding", "owned", "bytes")]
+        rows: list[tuple[str, ...]] = [("unit", "tensors", "elements", "padding", "owned", "bytes")]
         for unit in self.units:
             size = str(unit.own.nbytes) if self._ready else "-"
             counts = (len(unit.params), unit.numel, unit.padding, unit.count)
             rows.append((unit.name, *map(str, counts), size))
-        widths = [max(len(row[i]) for row in rows) for i in range(6)]
-        lines = [[c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))] for row in rows]
-        head = f"ZeRO stage {self.stage} over {self.comm.size} ranks"
-        return "\n".join([head, *("  ".join(cells).rstrip() for cells in lines)])
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = [f"ZeRO stage {self.stage} over {self.comm.size} ranks"]
+        for name, *numbers in rows:
+            lines.append("  ".join([name.ljust(widths[0]), *map(str.rjust, numbers, widths[1:])]))
+        return "\n".join(lines)
 
     __str__ = table

@@ -8,7 +8,7 @@ OWNER = "tests/parallel/test_owner_sharding.py"
 
 FAULTS: list[Fault] = [
     Fault(
-        "shard boundaries are off by one, and so is the check that should notice",
+        "a shard's boundaries are off by one",
         "minipar/parallel/assignment.py",
         "return array.reshape(-1)[self.start : self.stop]",
         "return array.reshape(-1)[max(self.start - 1, 0) : self.stop - (self.start > 0)]",

@@ -305,7 +305,7 @@ ONE = [Item("p", "linear", (4,), 16, 1)]
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: assign("size", ONE, 1), "policy 'size' is unknown: use one of kind, bytes, count, cost, dev"),
+        (lambda: assign("size", ONE, 1), "'size' is unknown: use one of kind, bytes, count, cost, devices"),
         (lambda: by_bytes(ONE, 0), "0 devices cannot hold a model"),
         (lambda: by_devices(ONE, []), "0 devices cannot hold a model"),
         (lambda: by_count([], 2), "no parameters"),
