@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,11 +42,14 @@ class Commands(TyperGroup):
         Under MPI, an error that all ranks share is printed by rank 0 alone and every rank ends by itself; one
         that only some ranks have is left to the job's own hook, which names the rank and ends the others.
         """
+        # Of another MPI's mpirun mpi4py warns in four lines; `world` refuses it in one.
+        warnings.filterwarnings("ignore", "suspicious MPI execution environment", RuntimeWarning)
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except CommandLineError as error:
             command = error.ctx.command_path if error.ctx else "minipar"
-            code = told(f"{' '.join(error.format_message().split())} See {command} --help.", error.exit_code)
+            text = " ".join(error.format_message().split()).removesuffix(".")
+            code = told(f"{text}; see {command} --help", error.exit_code)
         except MiniparError as error:
             if not is_on_every_rank(error) and world().size > 1:
                 raise
@@ -96,8 +100,12 @@ def refuse_inside_job(command: str) -> None:
         raise UsageError(f"{command} starts ranks itself, and this is an MPI job of {ranks[0]} already: use it without mpirun")
 
 
-def on_ranks(ranks: int | None, work: Callable[[Communicator], Any]) -> Any:
-    """Run `work` on the MPI job's ranks if this is one, else on `ranks` threads; return rank 0's result."""
+def on_ranks(ranks: int | None, work: Callable[[Communicator], Any], default: int = 1) -> Any:
+    """Run `work` on the MPI job's ranks if this is one, else on `ranks` (or `default`) threads.
+
+    Returns:
+        What `work` returns on rank 0 (under MPI, on this rank).
+    """
     with from_command_line():
         if ranks is not None and ranks < 1:
             raise UsageError(f"--ranks is {ranks}, it must be at least 1")
@@ -106,7 +114,8 @@ def on_ranks(ranks: int | None, work: Callable[[Communicator], Any]) -> Any:
             raise UsageError(f"--ranks {ranks} inside an MPI job of {here.size}: leave it out, or start {ranks} ranks")
     if here.size > 1:
         return work(here)
-    return launch(lambda: work(world()), ranks)[0] if ranks and ranks > 1 else work(here)
+    threads = ranks or default
+    return launch(lambda: work(world()), threads)[0] if threads > 1 else work(here)
 
 
 @app.command()
@@ -133,13 +142,15 @@ def train(
 def verify(config: TrainConfig, ranks: Ranks = None) -> None:
     """Prove that parallel training equals serial training: every loss, gradient and weight, at every step.
 
+    Outside an MPI job it runs on 2 ranks unless --ranks says otherwise.
+
     Example: minipar verify gpt --ranks 4
     """
     from minipar.job import run_verification
 
     with from_command_line():
         settings = config.resolved(VERIFY_DEFAULTS)
-    if not on_ranks(ranks, lambda comm: run_verification(settings, comm)):
+    if not on_ranks(ranks, lambda comm: run_verification(settings, comm), default=2):
         raise typer.Exit(1)
 
 

@@ -198,7 +198,7 @@ class Tensor:
         Backward(deferred).start(edge, g)
 
     if TYPE_CHECKING:  # operators and methods are installed by minipar.ops.methods
-        _operator: Any
+        _operator: Any = None
         __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __matmul__ = __neg__ = __getitem__ = _operator
         __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = _operator
         __lt__ = __le__ = __gt__ = __ge__ = _operator

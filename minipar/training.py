@@ -1,7 +1,7 @@
 """The training job: data, a serial model, a kind of parallelism, an optimizer, and the loop over steps.
 
 `Job` composes the floors below and holds no cleverness of its own. With a communicator of one rank it is
-the serial job; `verification` runs it twice, serial and parallel, and compares.
+the serial job, without a wrapper; `verification` runs it twice, serial and parallel, and compares.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Job:
 
     Args:
         config: resolved settings.
-        comm: the ranks that train together; one rank makes the serial job.
+        comm: the ranks that train together. One rank alone trains the plain model, without any wrapper.
         data: the data set, so that it is read once; None loads it.
 
     Raises:
@@ -108,10 +108,13 @@ class Job:
         self.config, self.comm = config, comm
         c: Any = config
         self.data, self.model = agreed(comm, lambda: self._prepare(data))
-        self.local = LocalSGD(self.model, comm, c.average_every or 1, c.bucket_mb) if c.aggregation == "local" else None
-        self.parallel = None if self.local else DataParallel(
-            self.model, comm, bucket_mb=c.bucket_mb, overlap=c.overlap, aggregation=c.aggregation
-        )  # fmt: skip
+        self.local: LocalSGD | None = None
+        self.parallel: DataParallel | None = None
+        if comm.size > 1 and c.aggregation == "local":
+            self.local = LocalSGD(self.model, comm, c.average_every or 1, c.bucket_mb)
+        elif comm.size > 1:
+            how = {"bucket_mb": c.bucket_mb, "overlap": c.overlap, "aggregation": c.aggregation}
+            self.parallel = DataParallel(self.model, comm, **how)
         self.optimizer = build_optimizer(config, self.model)
         self.loader = self._loader(self.data.train, c.batch, shuffle=True)
         self.steps_done = 0
@@ -170,10 +173,12 @@ class Job:
                 self._clip()
             self.local.step(self.optimizer, batch.local_count)
         else:
-            assert self.parallel is not None
             if any(p.grad is not None for p in self.model.parameters()):
                 norm = self._clip()
-            self.parallel.step(self.optimizer)
+            if self.parallel:
+                self.parallel.step(self.optimizer)
+            else:
+                self.optimizer.step()
         self.steps_done += 1
         return norm
 

@@ -11,25 +11,29 @@ CNN training by exploiting finer-grained parallelism").
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from minipar import ops
-from minipar.backend import array_module
+from minipar.backend import Array, array_module
 from minipar.comm.differentiable import copy_to, exchange, gather, reduce_from, scatter
 from minipar.comm.interface import Communicator, balanced
 from minipar.errors import UsageError
 from minipar.nn import Conv2d, GlobalAvgPool2d, GroupNorm
+from minipar.ops.conv import output_size
 from minipar.parallel.placement import Shard, place
 from minipar.parallel.tensor_parallel import Style, around
-from minipar.tensor import Tensor
+from minipar.tensor import Tensor, primitive
 
 CHANNELS, ROWS = 1, 2  # axes of (N, C, H, W)
 
 
 def _ungrouped(module: Any, name: str) -> None:
     if module.groups != 1:
-        raise UsageError(f"{name}: a convolution in {module.groups} groups is not offered cut by channel; use groups=1")
+        raise UsageError(f"{name}: {module.groups} groups are not offered cut by channel; use groups=1")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ def intervals(length: int, ranks: int) -> list[Interval]:
     return [(sum(counts[:r]), sum(counts[: r + 1])) for r in range(ranks)]
 
 
-def needed(out: Interval, length: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[Interval, Interval]:
+def needed(
+    out: Interval, length: int, kernel: int, stride: int, padding: int, dilation: int
+) -> tuple[Interval, Interval]:
     """Return which input rows the output rows `out` read, and the rows of padding before and after them.
 
     In global numbers: output row o reads the rows o·stride - padding + i·dilation, i = 0 … kernel - 1. What
@@ -87,7 +93,7 @@ def needed(out: Interval, length: int, kernel: int, stride: int, padding: int, d
     start = out[0] * stride - padding
     stop = (out[1] - 1) * stride - padding + dilation * (kernel - 1) + 1
     inside = min(max(start, 0), length), max(min(stop, length), 0)
-    return inside, (max(-start, 0), max(stop - length, 0))
+    return inside, (max(min(stop, 0) - start, 0), max(stop - max(start, length), 0))
 
 
 def overlap(a: Interval, b: Interval) -> Interval:
@@ -96,68 +102,93 @@ def overlap(a: Interval, b: Interval) -> Interval:
     return (start - a[0], stop - a[0]) if start < stop else (0, 0)
 
 
+_image_rows: ContextVar[int] = ContextVar("image_rows", default=0)
+
+
 class RowCount:
-    """How many rows the whole image has at each module, found once: the sum of all ranks' rows."""
+    """How many rows the whole image has at a module, which no rank can tell from its part.
+
+    It is the sum of the ranks' rows. Once found it is remembered for each height of the model's input, which
+    `RegionScatter` notes in the context: all ranks remember alike, and a recomputed block sees its own.
+    """
 
     def __init__(self, comm: Communicator, name: str):
-        self.comm, self.name, self.length, self.local = comm, name, 0, -1
+        self.comm, self.name = comm, name
+        self.known: dict[int, int] = {}
 
     def __call__(self, x: Tensor) -> int:
-        if self.local < 0:
-            self.local = x.shape[ROWS]
-            self.length = sum(self.comm.all_gather_object(self.local))
-        if x.shape[ROWS] != self.local:
-            raise UsageError(f"{self.name}: {x.shape[ROWS]} rows on this rank, {self.local} before; image sizes cannot change")
-        return self.length
+        entered, here = _image_rows.get(), x.shape[ROWS]
+        rows = self.known.get(entered)
+        if rows is None:
+            rows = int(self.comm.all_reduce(np.array([here]))[0])
+            if entered:
+                self.known[entered] = rows
+        expected = balanced(rows, self.comm.size)[self.comm.rank]
+        if here != expected:
+            raise UsageError(
+                f"{self.name}: rank {self.comm.rank} has {here} rows, expected {expected} of the image's {rows}"
+            )
+        return rows
 
 
 @dataclass(frozen=True)
 class RegionScatter(Style):
-    """This module's input is the whole image on every rank; each takes its rows: (N, C, H, W) → (N, C, H/ranks, W)."""
+    """Each rank takes its rows of this module's input: (N, C, H, W) → (N, C, H/ranks, W)."""
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        around(module, enter=lambda x: scatter(x, comm, ROWS))
+        def enter(x: Tensor) -> Tensor:
+            _image_rows.set(x.shape[ROWS])
+            return scatter(x, comm, ROWS)
+
+        around(module, enter)
 
 
 @dataclass(frozen=True)
 class RegionConv(Style):
-    """Convolution of rows: fetch the halo, convolve, keep own output rows. Weights whole, gradients summed."""
+    """Convolution of rows: fetch the halo, convolve own output rows; weights whole, gradients summed."""
 
     kind = Conv2d
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
         rows = RowCount(comm, name)
-        (kernel, _), (stride, _), (dilation, _) = module.weight.global_shape[2:], module.stride, module.dilation
-        padding, width_padding = module.padding
+        size = module.weight.global_shape[2:]
+        window = (size[0], module.stride[0], module.padding[0], module.dilation[0])
 
         def forward(x: Tensor) -> Tensor:
             length = rows(x)
-            out_length = (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            held, produced = intervals(length, comm.size), intervals(out_length, comm.size)
-            wanted = [needed(out, length, kernel, stride, padding, dilation) for out in produced]
-            mine, (above, below) = wanted[comm.rank]
-            give = [overlap(held[comm.rank], want) for want, _ in wanted]
-            take = [b - a for a, b in (overlap(mine, have) for have in held)]
-            with_halo = exchange(x, comm, ROWS, give, take)  # (N, C, rows + halo, W)
-            padded = ops.pad(with_halo, ((0, 0), (0, 0), (above, below), (0, 0)))
+            whole = (*x.shape[:2], length, x.shape[3])
+            height, width = output_size(name, whole, size, module.stride, module.padding, module.dilation)
+            held, produced = intervals(length, comm.size), intervals(height, comm.size)
+            padded = _with_halo(x, comm, held, [needed(out, length, *window) for out in produced])
             weight = copy_to(module.weight, comm)
             bias = None if module.bias is None else copy_to(module.bias, comm)
             first, last = produced[comm.rank]
-            if first == last:  # no output row is this rank's: an empty image, still tied to x and the weights
-                return _no_rows(padded, weight, bias, module, width_padding)
-            return ops.conv2d(padded, weight, bias, module.stride, (0, width_padding), module.dilation, module.groups)
+            if first == last:  # no output row is this rank's
+                return _no_rows(padded, weight, bias, width)
+            padding = (0, module.padding[1])
+            return ops.conv2d(padded, weight, bias, module.stride, padding, module.dilation, module.groups)
 
         module.forward = forward
 
 
-def _no_rows(x: Tensor, weight: Tensor, bias: Tensor | None, module: Any, width_padding: int) -> Tensor:
-    """Return the convolution of an image without rows: (N, O, 0, W'), on the tape so that backward communicates."""
-    w = x.shape[3] + 2 * width_padding - module.dilation[1] * (weight.shape[3] - 1) - 1
-    shape = (x.shape[0], weight.shape[0], 0, w // module.stride[1] + 1)
-    zero = x.sum() * 0 + weight.sum() * 0
-    if bias is not None:
-        zero = zero + bias.sum() * 0
-    return ops.broadcast_to(zero.reshape(1, 1, 1, 1), (*shape[:2], 1, shape[3]))[:, :, :0]
+def _with_halo(
+    x: Tensor, comm: Communicator, held: list[Interval], wanted: list[tuple[Interval, Interval]]
+) -> Tensor:
+    """Return the rows and the padding that this rank wants, of an image of which every rank holds some."""
+    mine, (above, below) = wanted[comm.rank]
+    give = [overlap(held[comm.rank], rows) for rows, _ in wanted]
+    take = [stop - start for start, stop in (overlap(mine, rows) for rows in held)]
+    inside = exchange(x, comm, ROWS, give, take)  # (N, C, rows + halo, W)
+    return ops.pad(inside, ((0, 0), (0, 0), (above, below), (0, 0))) if above or below else inside
+
+
+@primitive(fresh=True)
+def _no_rows(x, weight, bias, width):
+    """The convolution of an image without rows, (N, O, 0, W'): on the tape, so that backward communicates."""
+    xp = array_module(x)
+    y = xp.zeros((x.shape[0], weight.shape[0], 0, width), dtype=x.dtype)
+    like = [None if a is None else (a.shape, a.dtype) for a in (x, weight, bias)]
+    return y, lambda g: (*(None if a is None else xp.zeros(*a) for a in like), None)
 
 
 @dataclass(frozen=True)
@@ -167,22 +198,43 @@ class RegionGroupNorm(Style):
     kind = GroupNorm
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        def over_ranks(x: Tensor) -> Tensor:
-            # Every rank adds a term and every rank uses the sum, so both directions sum.
-            return copy_to(reduce_from(x, comm), comm)
+        rows = RowCount(comm, name)
 
         def forward(x: Tensor) -> Tensor:
-            n, c, h, w = x.shape
-            rows = x.reshape(n, module.groups, c // module.groups * h * w)
-            elements = float(comm.all_reduce(_one(x, rows.shape[2]))[0])
-            mean = over_ranks(rows.sum(axis=2, keepdims=True)) / elements  # (N, G, 1)
-            centred = rows - mean
-            variance = over_ranks((centred * centred).sum(axis=2, keepdims=True)) / elements
-            normal = (centred / (variance + module.eps).sqrt()).reshape(n, c, h, w)
-            weight, bias = (copy_to(p, comm).reshape(1, c, 1, 1) for p in (module.weight, module.bias))
-            return normal * weight + bias
+            weight, bias = copy_to(module.weight, comm), copy_to(module.bias, comm)
+            return _group_norm(x, weight, bias, comm, module.groups, module.eps, rows(x))
 
         module.forward = forward
+
+
+@primitive(fresh=True)
+def _group_norm(x, weight, bias, comm, groups, eps, height):
+    """`ops.group_norm` of an image of which x (N, C, H/ranks, W) is this rank's part and `height` is H.
+
+    Two all-reduces forward, of N·groups sums each; one backward, of twice that.
+    """
+    xp, given = array_module(x), x.dtype
+    n, c, _, w = x.shape
+    wide = "float32" if given == "float16" else given  # sums over an image overflow float16
+    rows = x.astype(wide, copy=False).reshape(n, groups, x.size // max(n * groups, 1))
+    elements = c // groups * height * w
+    mean = comm.all_reduce(rows.sum(axis=2, keepdims=True)) / elements  # (N, G, 1)
+    normal = rows - mean
+    variance = comm.all_reduce((normal * normal).sum(axis=2, keepdims=True)) / elements
+    rstd = 1 / xp.sqrt(variance + variance.dtype.type(eps))
+    normal *= rstd
+    xhat = normal.reshape(x.shape)
+    scale, shift = (p.astype(wide, copy=False).reshape(1, c, 1, 1) for p in (weight, bias))
+
+    def vjp(g: Array) -> Any:
+        dy = (g * scale).reshape(rows.shape)
+        sums = comm.all_reduce(xp.stack([dy.sum(axis=2), (dy * normal).sum(axis=2)])) / elements  # (2, N, G)
+        dx = rstd * (dy - sums[0, :, :, None] - normal * sums[1, :, :, None])
+        others = (0, 2, 3)
+        gradients = dx.reshape(xhat.shape), (g * xhat).sum(axis=others), g.sum(axis=others)
+        return (*gradients, None, None, None, None)
+
+    return (xhat * scale + shift).astype(given, copy=False), vjp
 
 
 @dataclass(frozen=True)
@@ -192,16 +244,13 @@ class RegionPool(Style):
     kind = GlobalAvgPool2d
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
+        rows = RowCount(comm, name)
+
         def forward(x: Tensor) -> Tensor:
-            positions = float(comm.all_reduce(_one(x, x.shape[2] * x.shape[3]))[0])
+            positions = rows(x) * x.shape[3]
             return reduce_from(x.sum(axis=(2, 3)), comm) / positions
 
         module.forward = forward
-
-
-def _one(x: Tensor, value: int) -> Any:
-    """Return `value` as an array (1,) float64 where x lies, to be summed over ranks."""
-    return array_module(x.data).asarray([value], dtype="float64")
 
 
 CONVOLUTION_CUTS: dict[str, type[Style]] = {

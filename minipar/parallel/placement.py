@@ -78,7 +78,7 @@ class Shard:
             )
         if self.unit > 1 and units % ranks:
             fits = ", ".join(str(d) for d in range(1, units + 1) if units % d == 0)
-            raise UsageError(f"{name}: {units} heads do not divide among {ranks} ranks; {fits} ranks would do")
+            raise UsageError(f"{name}: {ranks} ranks do not divide {units} heads; {fits} ranks would")
 
     def __str__(self) -> str:
         groups = f", groups={self.groups}" if self.groups > 1 else ""
@@ -131,7 +131,7 @@ class Layout:
         return [sum(stop - start for start, stop in mine) for mine in spans]
 
     def whole(self, local: Array, shape: tuple[int, ...]) -> Array:
-        """Return the array in the serial model's shape from all ranks' parts; all ranks of the axis call it."""
+        """Return the array in the serial model's shape from all ranks' parts. Collective over the axis."""
         if not isinstance(self.placement, Shard):
             return local
         xp, dim = array_module(local), self.placement.dim

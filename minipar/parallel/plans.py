@@ -82,7 +82,7 @@ def gpt_plan(model: GPT, sequence: SequenceLength | None) -> Plan:
 
 
 def mlp_plan(model: MLP) -> Plan:
-    """Column and row alternately, so that each pair needs one all-reduce each way; an odd last layer is joined."""
+    """Column and row alternately: a pair needs one all-reduce each way; an odd last layer is joined."""
     plan: dict[str, Style] = {}
     count = len(model.layers)
     for i in range(count):
@@ -99,12 +99,13 @@ def mlp_plan(model: MLP) -> Plan:
 def convnet_plan(model: ConvNet, convolution: str) -> Plan:
     """Every convolution cut in the same way; by region, norms and pooling too."""
     if convolution not in CONVOLUTION_CUTS:
-        raise UsageError(f"convolution cut {convolution!r} is unknown: use one of {', '.join(CONVOLUTION_CUTS)}")
+        known = ", ".join(CONVOLUTION_CUTS)
+        raise UsageError(f"convolution cut {convolution!r} is unknown: use one of {known}")
     modules = dict(model.named_modules())
     if convolution != "region":
         return {name: CONVOLUTION_CUTS[convolution]() for name, m in modules.items() if isinstance(m, Conv2d)}
     if model.config.norm != "group":
-        raise UsageError("convolution cut region: batch norm is not offered over image regions; use --norm group")
+        raise UsageError("convolution cut region: batch norm is not offered over regions; use --norm group")
     plan: dict[str, Style | tuple[Style, ...]] = {"stem": RegionScatter()}
     for name, m in modules.items():
         if isinstance(m, Conv2d):

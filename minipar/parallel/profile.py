@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from minipar.agreement import agreed
 from minipar.backend import Array, array_module, is_gpu_array, synchronize
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
@@ -92,6 +93,9 @@ def agreed_costs(
 
     Ranks other than 0 wait, so that they do not disturb the clock, and may pass any `inputs`.
     """
-    measured = profile_blocks(model, inputs, repeats, dtype) if comm.rank == 0 else None
-    costs: list[float] = comm.broadcast_object(measured)
+
+    def measure() -> list[float]:
+        return profile_blocks(model, inputs, repeats, dtype) if comm.rank == 0 else []
+
+    costs: list[float] = comm.broadcast_object(agreed(comm, measure))
     return costs

@@ -45,9 +45,9 @@ def embed(weight, ids, start):
     return value, lambda g: (lambda: kernels.of(g).embedding_backward(g[here], found, rows), None, None)
 
 
-@primitive
+@primitive(fresh=True)
 def _cross_entropy(logits, targets, comm, vocabulary, start, ignore_index, smoothing):
-    """Losses (N,) from this rank's columns of the logits (N, V/ranks). Two collectives forward, none backward.
+    """Losses (N,) from this rank's columns of the logits (N, V/ranks): two all-reduces, none backward.
 
     With m the largest logit, Z = Σ exp(z - m) and t the target: loss = log Z - (z_t - m), and with label
     smoothing ε: log Z - (1-ε) (z_t - m) - ε/V Σ (z - m).
@@ -75,10 +75,11 @@ def _cross_entropy(logits, targets, comm, vocabulary, start, ignore_index, smoot
     probs /= z[:, None]
 
     def vjp(g: Array) -> Any:
-        scale = xp.where(valid, g, 0).astype(probs.dtype)
-        dlogits = probs - smoothing / vocabulary if smoothing else probs.copy()
+        dlogits = probs  # runs once, so in place
+        if smoothing:
+            dlogits -= smoothing / vocabulary
         dlogits[here, column] -= 1 - smoothing
-        dlogits *= scale[:, None]
+        dlogits *= xp.where(valid, g, 0).astype(probs.dtype)[:, None]
         return dlogits.astype(given, copy=False), None, None, None, None, None, None
 
     return xp.where(valid, losses, 0).astype(given, copy=False), vjp

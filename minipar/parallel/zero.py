@@ -7,10 +7,10 @@ array of each unit's elements is cut into equal ranges, and rank r keeps of rang
         stage 2     optimizer state, gradients
         stage 3     optimizer state, gradients, parameters
 
-With Ψ parameters and k microbatches a step moves, times (N-1)/N and padding included, 2Ψ elements in stage 1
-(reduce-scatter of gradients, all-gather of parameters), (k+1)Ψ in stage 2 (gradients of each microbatch)
-and 3kΨ in stage 3 (parameters in forward and in backward, gradients). Beside these goes one byte per parameter
-tensor and synchronising backward: whether any rank used it.
+With Ψ parameters and k microbatches a step moves, times (N-1)/N and padding included, 2Ψ elements in
+stage 1 (reduce-scatter of gradients, all-gather of parameters), (k+1)Ψ in stage 2 (gradients of each
+microbatch) and 3kΨ in stage 3 (parameters in forward and in backward, gradients). Beside these goes one byte
+per parameter tensor and synchronising backward: whether any rank used it.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import pytest
 
 from minipar.comm import Communicator, balanced
 from minipar.comm.collectives import ALGORITHMS
+from minipar.comm.threads import ThreadCommunicator
 from minipar.errors import MismatchError, UsageError
 
 SCENARIOS: dict[str, Callable[[Communicator], None]] = {}
@@ -243,13 +244,18 @@ def results_belong_to_the_receiver(comm: Communicator) -> None:
 
 
 @scenario
-def bfloat16_is_copied(comm: Communicator) -> None:
+def bfloat16_is_copied_and_reduced_on_threads(comm: Communicator) -> None:
     x = np.arange(5).astype(ml_dtypes.bfloat16) + ml_dtypes.bfloat16(comm.rank)
     assert comm.broadcast(x, comm.size - 1).dtype == x.dtype
     gathered = comm.all_gather(x)
     assert gathered.dtype == x.dtype and float(gathered[-1]) == 4 + comm.size - 1
     pieces = comm.all_to_all([x] * comm.size)
     assert pieces[-1].dtype == x.dtype and float(pieces[-1][0]) == comm.size - 1
+    if isinstance(comm, ThreadCommunicator):
+        assert float(comm.all_reduce(x)[1]) == sum(range(1, comm.size + 1))
+    else:  # refused by name
+        with pytest.raises(UsageError, match="MPI can copy bfloat16 but not reduce it"):
+            comm.all_reduce(x)
 
 
 # Point to point ---------------------------------------------------------------------------------------

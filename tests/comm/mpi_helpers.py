@@ -24,9 +24,10 @@ def mpirun(
 ) -> Outcome:
     """Run `mpirun -n ranks python script arguments`, plainly or as the launcher does."""
     program = find_mpirun()
-    environment = {**os.environ, **settings}
+    environment = dict(os.environ)
     if launched or is_open_mpi(program):  # Open MPI needs its settings to run as root and crowded
         environment = job_environment(ranks, is_open_mpi(program), environment)
+    environment.update(settings)
     start = time.monotonic()
     job = subprocess.run(
         [program, "-n", str(ranks), sys.executable, str(script), *arguments],

@@ -1,5 +1,6 @@
 """What a user gets wrong is one line that names it, with exit code 2 for usage and 1 for a failure."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ TRUNCATE = -7
         (("train",), ("Missing argument", "minipar train --help")),
         (("train", "mlp", "--width"), ("--width", "requires an argument")),
         (("train", "mlp", "--frob", 3), ("No such option", "--frob")),
-        (("train", "mlp", "--steps", "many"), ("--steps", "'many' is not a valid int")),
+        (("train", "mlp", "--steps", "many"), ("--steps", "integer", "; see minipar train --help")),
         # settings that are unknown or have no meaning
         (("train", "resnet"), ("model 'resnet' is unknown", "mlp, convnet, gpt")),
         (("train", "mlp", "--heads", 2), ("--heads has no meaning for mlp", "gpt")),
@@ -67,9 +68,8 @@ def test_wrong_usage(words: tuple[object, ...], said: tuple[str, ...], tmp_path:
     assert not (tmp_path / "run").exists(), "nothing is written"
 
 
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="there may be a GPU here")
 def test_a_gpu_that_is_not_there(tmp_path: Path) -> None:
-    cupy = pytest.importorskip("cupy") if False else None
-    assert cupy is None
     done = minipar("train", "mlp", "--device", "cuda", "--out", tmp_path)
     assert_one_line(done, 2, "cuda")
 
@@ -160,23 +160,19 @@ def test_a_loss_that_is_no_number_ends_the_training(aggregation: str, tmp_path: 
     ("words", "code", "said"),
     [
         (("verify", "mlp", "--frob"), 2, "No such option: --frob"),
-        (("verify", "mlp", "--heads", 3), 2, "--heads has no meaning for mlp"),
         (("verify", "mlp", "--ranks", 3), 2, "--ranks 3 inside an MPI job of 2: leave it out, or start 3 ranks"),
-        (("verify", "mlp", "--dp", 4), 2, "--dp 4 on 2 ranks"),
-        (("train", "mlp", "--data", "/no/such/data"), 2, "unknown data '/no/such/data'"),
-        (("train", "mlp", "--out", "/dev/null/run"), 2, "--out /dev/null/run cannot be written"),
-        (("train", "mlp", "--lr", "1e30", "--optimizer", "sgd", "--out", "OUT"), 1, "lower --lr"),
+        (("train", "mlp", "--data", "DATA", "--lr", "1e30", "--optimizer", "sgd", "--out", "OUT"), 1, "lower --lr"),
     ],
 )
 def test_the_ranks_of_an_mpi_job_tell_it_once(words: tuple[object, ...], code: int, said: str, tmp_path: Path) -> None:
-    words = tuple(tmp_path if word == "OUT" else word for word in words)
+    folder = idx_folder(tmp_path / "idx")  # quicker to load than the digits
+    words = tuple({"OUT": tmp_path / "run", "DATA": folder}.get(word, word) for word in words)
     assert_one_line(process("run", "-n", 2, *words), code, said)
 
 
 ONE_RANK_FAILS = """
 import sys
 from minipar import world
-from minipar.agreement import agreed
 from minipar.cli import app
 from minipar.errors import DataError
 import minipar.training
@@ -187,7 +183,7 @@ def broken(config, load=minipar.training.load_data):
     return load(config)
 
 minipar.training.load_data = broken
-app(["train", "mlp", "--steps", "1", "--out", sys.argv[1]])
+app(["train", "mlp", "--steps", "1", "--data", sys.argv[1], "--out", sys.argv[1] + "/run"])
 """
 
 
@@ -195,7 +191,7 @@ app(["train", "mlp", "--steps", "1", "--out", sys.argv[1]])
 def test_an_error_of_one_rank_is_told_too(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(ONE_RANK_FAILS)
-    done = process("run", "-n", 2, script, tmp_path / "run")
+    done = process("run", "-n", 2, script, idx_folder(tmp_path / "idx"))
     assert_one_line(done, 1, "the disk of this host is gone (on rank 1 of 2)")
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from minipar import __version__, doctor
 from minipar.config import TrainConfig
-from minipar.options import config_options  # noqa: F401  (the options come from the settings)
 
 from .command_line import minipar
 

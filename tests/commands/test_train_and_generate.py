@@ -145,8 +145,8 @@ def test_generate_refuses_a_model_that_is_no_gpt(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_train_on_mpi_ranks(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    done = process("run", "-n", 2, "train", "mlp", *SMALL["mlp"], "--steps", 2, "--out", run)
+    run, data = tmp_path / "run", idx_folder(tmp_path / "idx")
+    done = process("run", "-n", 2, "train", "mlp", *SMALL["mlp"], "--data", data, "--steps", 2, "--out", run)
     assert done.code == 0 and done.err == "", done
     assert done.out.count("validation  loss") == 1, "only rank 0 prints"
     assert_whole(run, steps=2, ranks=2)

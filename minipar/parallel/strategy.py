@@ -1,0 +1,240 @@
+"""What the training job asks of a kind of parallelism: one interface, one small class for each kind.
+
+A strategy is given a serial model's blocks and loss, adds up gradients microbatch by microbatch, and knows
+which tensors this rank's optimizer steps. The kinds themselves are in files of their own; here they only get
+the same handles.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from minipar import optim
+from minipar.backend import Array, array_module, to_host
+from minipar.comm.interface import Communicator
+from minipar.models import Model
+from minipar.nn import Parameter
+from minipar.parallel.data_parallel import DataParallel
+from minipar.parallel.layer_parallel import LayerParallel
+from minipar.parallel.local_sgd import LocalSGD
+from minipar.parallel.norms import global_norm
+from minipar.parallel.owner_sharding import OwnedPart, ShardedByPolicy
+from minipar.parallel.zero import Zero
+from minipar.tape import no_grad
+from minipar.tensor import Tensor
+
+
+class Strategy:
+    """A serial model made parallel.
+
+    Attributes:
+        model: the model, its parameters as this rank holds them.
+        batch_ranks: the ranks that share the batch; each takes its part of it.
+        own_mean: each rank minimises the mean over its own samples instead of its share of the whole batch's.
+    """
+
+    own_mean = False
+
+    def __init__(self, model: Model, batch_ranks: Communicator, tp: Communicator | None = None):
+        self.model, self.batch_ranks, self.tp = model, batch_ranks, tp
+
+    def run(self, inputs: Any) -> Tensor:
+        """Return the model's output for this rank's inputs; token ids stay an array, they carry no gradient."""
+        return self.model(Tensor(inputs) if inputs.dtype.kind == "f" else inputs)
+
+    def waiting(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Return the context for one microbatch's backward; all but the last only add to the gradients."""
+        return contextlib.nullcontext()
+
+    def add_gradients(self, inputs: Any, targets: Any, count: int, last: bool) -> float:
+        """Add a microbatch's gradients of (sum of losses) / count; return this rank's sum of losses."""
+        with self.waiting(last):
+            loss = self.model.loss(self.run(inputs), targets)
+            (loss / count).backward()
+        return loss.item()
+
+    def finish_gradients(self) -> None:
+        """Called once a step, after the last microbatch."""
+
+    def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
+        """Return this rank's sum of losses and number of hits, without gradients."""
+        with no_grad():
+            output = self.run(inputs)
+            return self.model.loss(output, targets).item(), self.hits(output.data, targets)
+
+    def hits(self, logits: Array, targets: Array) -> int:
+        """Return how many targets the largest logit names; with a cut vocabulary the ranks compare their best."""
+        xp = array_module(logits)
+        width = logits.shape[-1]
+        if self.tp is None or self.tp.size == 1 or not _cut_vocabulary(self.model):
+            return int((logits.argmax(axis=-1) == targets).sum())
+        widths = self.tp.all_gather(np.array([width])).tolist()
+        best = logits.max(axis=-1) if width else xp.full(logits.shape[:-1], -xp.inf, logits.dtype)
+        place = logits.argmax(axis=-1) + sum(widths[: self.tp.rank]) if width else xp.zeros(logits.shape[:-1], int)
+        top = self.tp.all_reduce(xp.ascontiguousarray(best), op="max")
+        winner = xp.where(best == top, place, sum(widths))  # the first of equals, as argmax has it
+        return int((self.tp.all_reduce(xp.ascontiguousarray(winner), op="min") == targets).sum())
+
+    def optimizer_tensors(self) -> list[tuple[Any, Tensor]]:
+        """Return (parameter, the tensor of it that this rank's optimizer steps)."""
+        return [(p, p) for p in self.model.parameters()]
+
+    def grad_norm(self) -> float | None:
+        """Return the norm of the whole gradient, each element counted once; None where this rank cannot know it."""
+        return global_norm(self.optimizer_tensors(), shard_comm=None, tp=self.tp)
+
+    def step(self, optimizer: optim.Optimizer, targets: int) -> None:
+        """Take the optimizer's step; `targets` is this rank's number of valid targets."""
+        optimizer.step()
+
+    def held(self, kind: str) -> dict[str, Array]:
+        """Return {name: array} of "data" or "grad" as this rank's tensor-parallel part, for comparison and saving."""
+        arrays = {name: getattr(p, kind) for name, p in self.model.named_parameters()}
+        return {name: to_host(a) for name, a in arrays.items() if a is not None}
+
+    def gradients_known(self) -> bool:
+        """Whether this rank holds the summed gradients before the step."""
+        return True
+
+
+def _cut_vocabulary(model: Model) -> bool:
+    from minipar.parallel.placement import is_sharded
+
+    wte = getattr(model, "wte", None)
+    return wte is not None and is_sharded(wte.weight) and wte.weight.layout.placement.dim == 0
+
+
+class Replicas(Strategy):
+    """Data parallelism."""
+
+    def __init__(self, model: Model, dp: Communicator, tp: Communicator | None, **options: Any):
+        super().__init__(model, dp, tp)
+        self.parallel = DataParallel(model, dp, **options)
+
+    def waiting(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if last else self.parallel.no_sync()
+
+    def grad_norm(self) -> float | None:
+        return super().grad_norm() if self.gradients_known() else None
+
+    def step(self, optimizer: optim.Optimizer, targets: int) -> None:
+        self.parallel.step(optimizer)
+
+    def gradients_known(self) -> bool:
+        return self.parallel.aggregation == "all_reduce" or self.batch_ranks.rank == 0
+
+
+class AveragedParameters(Strategy):
+    """Local SGD."""
+
+    own_mean = True
+
+    def __init__(self, model: Model, dp: Communicator, tp: Communicator | None, every: int, bucket_mb: float):
+        super().__init__(model, dp, tp)
+        self.local = LocalSGD(model, dp, every, bucket_mb)
+
+    def step(self, optimizer: optim.Optimizer, targets: int) -> None:
+        self.local.step(optimizer, targets)
+
+    def gradients_known(self) -> bool:
+        return False
+
+
+class Sharded(Strategy):
+    """ZeRO."""
+
+    def __init__(self, zero: Zero, model: Model, dp: Communicator, tp: Communicator | None):
+        super().__init__(model, dp, tp)
+        self.zero = zero
+
+    def run(self, inputs: Any) -> Tensor:
+        return self.zero(Tensor(inputs) if inputs.dtype.kind == "f" else inputs)
+
+    def waiting(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if last else self.zero.no_sync()
+
+    def optimizer_tensors(self) -> list[tuple[Any, Tensor]]:
+        return list(self.zero.shards())
+
+    def grad_norm(self) -> float | None:
+        return global_norm(self.optimizer_tensors(), shard_comm=self.batch_ranks, tp=self.tp)
+
+    def step(self, optimizer: optim.Optimizer, targets: int) -> None:
+        self.zero.step(optimizer)
+
+    def held(self, kind: str) -> dict[str, Array]:
+        return {name: to_host(a) for name, a in self.zero.full(kind).items()}
+
+
+class ByOwner(Strategy):
+    """Parameters owned by ranks as a policy lays them out."""
+
+    def __init__(self, model: Model, dp: Communicator, assignment: Any):
+        super().__init__(model, dp)
+        self.sharded = ShardedByPolicy(model, dp, assignment)
+
+    def finish_gradients(self) -> None:
+        self.sharded.synchronize()
+
+    def optimizer_tensors(self) -> list[tuple[Any, Tensor]]:
+        return [(t, t) for t in self.sharded.optimizer_params()]
+
+    def grad_norm(self) -> float | None:
+        return self.sharded.grad_norm()
+
+    def step(self, optimizer: optim.Optimizer, targets: int) -> None:
+        self.sharded.step(optimizer)
+
+    def held(self, kind: str) -> dict[str, Array]:
+        if kind == "data":
+            return super().held(kind)
+        mine = [(t.part, t.grad) for t in self.sharded.owned if isinstance(t, OwnedPart) and t.grad is not None]
+        whole: dict[str, Array] = {}
+        for parts in self.batch_ranks.all_gather_object(mine):
+            for part, g in parts:
+                target = whole.setdefault(part.item.name, np.zeros(part.item.shape, g.dtype))
+                part.of(target)[...] = g.reshape(part.of(target).shape)
+        return whole
+
+
+class Layers(Strategy):
+    """Whole layers on different ranks."""
+
+    def __init__(self, model: Model, ranks: Communicator, assignment: Any, seed: int, dtype: str, device: str):
+        alone = ranks.split(ranks.rank)
+        assert alone is not None
+        super().__init__(model, alone)  # no rank shares the batch: the first reads all inputs, the last all targets
+        self.parallel = LayerParallel(model, ranks, assignment, seed=seed, dtype=dtype, device=device)
+
+    def add_gradients(self, inputs: Any, targets: Any, count: int, last: bool) -> float:
+        return self.parallel.forward_backward(inputs, targets, count) * count
+
+    def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
+        with no_grad():
+            output = self.parallel(inputs)
+        sums = np.zeros(2)
+        if output is not None:
+            with no_grad():
+                sums[:] = self.model.loss(output, targets).item(), self.hits(output.data, targets)
+        loss, hits = self.parallel.comm.broadcast(sums, root=self.parallel.comm.size - 1).tolist()
+        return loss, int(hits)
+
+    def optimizer_tensors(self) -> list[tuple[Any, Tensor]]:
+        return [(p, p) for p in self.parallel.optimizer_params()]
+
+    def grad_norm(self) -> float | None:
+        return self.parallel.grad_norm()
+
+    def held(self, kind: str) -> dict[str, Array]:
+        arrays: Mapping[str, Any] = {name: getattr(p, kind) for name, p in self.parallel.named_parameters()}
+        return {name: to_host(a) for name, a in arrays.items() if a is not None}
+
+
+def matrix_like(p: Any) -> bool:
+    """Whether weight decay is for this parameter: two or more axes in the serial model."""
+    shape = p.global_shape if isinstance(p, Parameter | OwnedPart) else p.shape
+    return len(shape) >= 2
