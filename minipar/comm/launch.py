@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import threading
 from collections.abc import Callable
@@ -108,6 +109,7 @@ def world(checks: bool | None = None) -> Communicator:
     launched = ranks_in_environment()
     if launched is None:
         return _alone()
+    refuse_foreign_launcher()
     from minipar.comm.mpi import mpi_world
 
     return mpi_world(launched, checks, default_checks(), mpi_timeout())
@@ -122,6 +124,30 @@ def ranks_in_environment() -> tuple[int, str] | None:
         if os.environ.get(variable, "").isdigit():
             return int(os.environ[variable]), variable
     return None
+
+
+def refuse_foreign_launcher() -> None:
+    """Raise UsageError under Open MPI's mpirun if mpi4py will load the MPICH that pip installed.
+
+    That MPICH would end the process while mpi4py is imported, with a message about PMI versions. Other
+    wrong pairs start N worlds of one rank, which `mpi_world` notices.
+    """
+    told = {"MPI4PY_LIBMPI", "MPI4PY_MPIABI"} & os.environ.keys()  # mpi4py loads what these say
+    if "OMPI_COMM_WORLD_SIZE" in os.environ and "PMI_SIZE" not in os.environ and not told:
+        installed = {name for name in ("mpich", "openmpi") if _installed(name)}
+        if installed == {"mpich"}:
+            raise UsageError(
+                "this mpirun is Open MPI's, but mpi4py uses MPICH here: start the job with "
+                "`minipar run -n N SCRIPT`, or with the mpirun beside this Python"
+            )
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def default_checks() -> bool:

@@ -126,7 +126,7 @@ class RowCount:
         expected = balanced(rows, self.comm.size)[self.comm.rank]
         if here != expected:
             raise UsageError(
-                f"{self.name}: rank {self.comm.rank} has {here} rows, expected {expected} of the image's {rows}"
+                f"{self.name}: rank {self.comm.rank} has {here} rows, not {expected} of the image's {rows}"
             )
         return rows
 

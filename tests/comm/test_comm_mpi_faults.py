@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from mpi_helpers import HERE, Outcome, mpirun
 
+from minipar.comm.launch import refuse_foreign_launcher
 from minipar.comm.launcher import find_mpirun, run_mpi
 from minipar.errors import UsageError
 
@@ -186,7 +187,19 @@ def outside_any_launcher() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR"))}
 
 
-@pytest.mark.parametrize("variable", ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"))
+def test_open_mpis_mpirun_is_noticed_before_mpich_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PMI_SIZE", "MPI4PY_LIBMPI", "MPI4PY_MPIABI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("minipar.comm.launch._installed", lambda name: name == "mpich")
+    refuse_foreign_launcher()
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match="mpirun is Open MPI's, but mpi4py uses MPICH"):
+        refuse_foreign_launcher()
+    monkeypatch.setattr("minipar.comm.launch._installed", lambda name: True)
+    refuse_foreign_launcher()
+
+
+@pytest.mark.parametrize("variable", ("PMI_SIZE", "SLURM_STEP_NUM_TASKS"))
 def test_another_mpis_launcher_is_noticed(variable: str) -> None:
     """Under a foreign mpirun each process is a world of one, and its variables say that there are more."""
     job = subprocess.run(

@@ -1,0 +1,78 @@
+"""The training job on ranks: evaluation, clipping and metrics are those of the serial job."""
+
+import functools
+
+import numpy as np
+import pytest
+
+from minipar import launch, world
+from minipar.comm import Communicator
+from minipar.config import VERIFY_DEFAULTS, TrainConfig
+from minipar.data import Data, load
+from minipar.training import Job, StepRecord
+from minipar.verification import Fewer
+
+
+@functools.cache
+def data(kind: str) -> Data:
+    """Few samples, a number that neither the batch nor the ranks divide."""
+    whole = load("docs", seq_len=16) if kind == "gpt" else load("digits")
+    return Data(Fewer(whole.train, 23), Fewer(whole.valid, 17), whole.info, whole.vocabulary)
+
+
+def job(comm: Communicator, kind: str, **changes: object) -> Job:
+    settings = {"model": kind, "optimizer": "sgd", "dtype": "float64", "steps": 4, **changes}
+    return Job(TrainConfig(**settings).resolved(VERIFY_DEFAULTS), comm, data(kind))  # type: ignore[arg-type]
+
+
+def run(kind: str, **changes: object) -> tuple[list[StepRecord], dict[str, float]]:
+    made = job(world(), kind, **changes)
+    return list(made.train()), made.evaluate()
+
+
+@pytest.mark.parametrize("ranks", (2, 3, 5))
+@pytest.mark.parametrize("kind", ("mlp", "gpt"))
+def test_sharded_evaluation_and_metrics_are_the_serial_ones(kind: str, ranks: int) -> None:
+    data(kind)  # loaded once, before the ranks start
+    serial, expected = run(kind)
+    assert [record.step for record in serial] == [1, 2, 3, 4]
+    for records, validation in launch(run, ranks, kind):
+        assert validation == pytest.approx(expected, rel=1e-12)
+        for ours, theirs in zip(records, serial, strict=True):
+            assert ours.loss == pytest.approx(theirs.loss, rel=1e-12)
+            assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-10)
+            assert ours.samples_per_s > 0
+
+
+def test_clipping_limits_the_norm_of_the_whole_gradient() -> None:
+    """The norm is taken of the sum, and is the same number on every rank."""
+
+    def program(clip: float) -> tuple[list[float | None], dict[str, np.ndarray]]:
+        made = job(world(), "mlp", clip=clip)
+        return [record.grad_norm for record in made.train()], made.model.state_dict()
+
+    assert launch(program, 1, 0.05)[0][0] != launch(program, 1, 0.0)[0][0], "the limit is felt"
+    alone = launch(program, 1, 0.05)[0]
+    together = launch(program, 3, 0.05)
+    assert all(norms == together[0][0] for norms, _ in together)
+    assert together[0][0] == pytest.approx(alone[0], rel=1e-10)
+    for _, state in together:
+        assert all(np.allclose(state[name], value, rtol=1e-10) for name, value in alone[1].items())
+
+
+def test_one_rank_trains_the_plain_model() -> None:
+    made = job(world(), "mlp", aggregation="local")
+    assert made.parallel is None and made.local is None
+    assert all(p.grad_buffer is None and not p.hooks for p in made.model.parameters())
+    assert all(record.grad_norm is not None for record in made.train())
+
+
+def test_the_data_of_a_step_does_not_depend_on_the_number_of_ranks() -> None:
+    def program() -> list[np.ndarray]:
+        made = job(world(), "mlp")
+        return [batch.indices for batch in made.loader.steps(5)]
+
+    alone = launch(program, 1)[0]
+    for pieces, whole in zip(zip(*launch(program, 3)), alone, strict=True):
+        assert np.array_equal(np.concatenate(pieces), whole)
+    assert sorted(np.concatenate(alone[:3])) == list(range(23)), "an epoch, its last batch of three included"
