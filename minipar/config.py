@@ -12,9 +12,11 @@ from typing import Any, Self
 from minipar.backend import FLOAT_DTYPES
 from minipar.errors import UsageError
 from minipar.parallel.data_parallel import AGGREGATIONS
+from minipar.parallel.partition import POLICIES
 
 MODELS = ("mlp", "convnet", "gpt")
 OPTIMIZERS = ("adamw", "adam", "sgd")
+STAGED_POLICIES = ("cost", "devices")  # these place whole blocks, one stage a rank
 ALL_AGGREGATIONS = (*AGGREGATIONS, "local")
 
 
@@ -47,7 +49,17 @@ class TrainConfig:
     dtype: str = _option("float32", "precision of parameters and arithmetic", choices=FLOAT_DTYPES[1:])
     device: str = _option("auto", "where arrays live", choices=("auto", "cpu", "cuda"))
     seed: int = _option(0, "seed of initialisation, shuffling and dropout")
-    dp: int | None = _option(None, "data-parallel ranks; must be all ranks while it is the only axis")
+    dp: int | None = _option(None, "data-parallel ranks; default: all that the other axes leave")
+    tp: int = _option(1, "tensor-parallel ranks: layers are cut over them")
+    sequence_parallel: bool = _option(False, "with --tp: also cut activations along the sequence", models=("gpt",))
+    convolution: str | None = _option(
+        None, "with --tp: how a convolution is cut", models=("convnet",), choices=("output", "input", "region")
+    )
+    zero: int = _option(0, "ZeRO stage over the data-parallel ranks: 0, 1, 2 or 3")
+    partition: str | None = _option(None, "lay parameters over ranks by a policy", choices=POLICIES)
+    devices: str | None = _option(None, "for --partition devices: ranks by type, such as 2xA,1xB")
+    speeds: str | None = _option(None, "for --devices: relative speed by type, such as A=1,B=0.5")
+    memory: str | None = _option(None, "for --devices: bytes by type, such as A=64MiB,B=32MiB")
     aggregation: str = _option(
         "all_reduce",
         "how ranks combine: sum gradients on all, on a master, or average parameters (local)",
@@ -71,7 +83,7 @@ class TrainConfig:
             value, models, choices = getattr(self, f.name), f.metadata.get("models", MODELS), f.metadata.get("choices")
             option = "--" + f.name.replace("_", "-")
             if self.model not in models:
-                if value is not None:
+                if value is not None and value is not False:
                     raise UsageError(f"{option} has no meaning for {self.model}; it is for {' and '.join(models)}")
                 continue
             if choices and value is not None and value not in choices:
@@ -87,7 +99,7 @@ class TrainConfig:
         for name, value in asdict(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"--{name.replace('_', '-')} is {value}, it must be a finite number")
-        for name in ("steps", "batch", "seq_len", "width", "layers", "heads", "accumulate", "average_every", "dp"):
+        for name in ("steps", "batch", "seq_len", "width", "layers", "heads", "accumulate", "average_every", "dp", "tp"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}, it must be at least 1")
@@ -107,6 +119,16 @@ class TrainConfig:
             raise UsageError("--average-every is for --aggregation local")
         if self.overlap and self.aggregation != "all_reduce":
             raise UsageError(f"--overlap is for --aggregation all_reduce; {self.aggregation} sends after backward")
+        if self.zero not in (0, 1, 2, 3):
+            raise UsageError(f"--zero is {self.zero}, stages are 1, 2 and 3, and 0 is off")
+        if self.convolution is not None and self.tp == 1:
+            raise UsageError("--convolution says how --tp cuts a convolution; give --tp above 1")
+        if self.devices is not None and self.partition != "devices":
+            raise UsageError("--devices is for --partition devices")
+        if self.devices is None and (self.speeds is not None or self.memory is not None):
+            raise UsageError("--speeds and --memory describe the types in --devices")
+        if self.partition in STAGED_POLICIES and self.accumulate > 1:
+            raise UsageError(f"--partition {self.partition} runs one batch through its stages; microbatches there are a pipeline")
         if self.norm == "batch" and self.accumulate > 1:
             raise UsageError("--norm batch mixes the samples of a batch, so --accumulate would change its result; use group")
         if self.norm == "batch" and self.aggregation == "local":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig
 from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
+from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
 from minipar.report import console, progress, say, verify_table
 from minipar.runs import RunWriter
@@ -25,11 +27,11 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
     writer = agreed(comm, lambda: RunWriter(out, job) if master else None)
     screen = console()
     if master:
-        n = sum(p.size for p in job.model.parameters())
+        n = sum(math.prod(p.global_shape) for p in job.model.parameters())
         say(screen, {
             "model": f"{config.model}, {n:,} parameters, {config.dtype}",
             "data": f"{job.data.info['name']}, {len(job.data.train):,} training samples",
-            "ranks": f"{comm.size}, data parallel, {config.aggregation}",
+            "ranks": layout_of(config, job.mesh),
         })  # fmt: skip
         if comm.size > len(job.data.train):
             screen.print(f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle")
@@ -38,8 +40,9 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
         if writer:
             writer.add(record)
     validation = job.evaluate()
-    if writer:
-        writer.finish(validation)
+    trained = job.serial_model()
+    if writer and trained:
+        writer.finish(validation, trained)
         seconds = record.seconds
         say(screen, {
             "": "",
@@ -48,10 +51,10 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
             "loss curve": out / "loss.png",
             "weights": out / "model.safetensors",
         })  # fmt: skip
-        if isinstance(job.model, GPT):
+        if isinstance(trained, GPT):
             screen.print("\nsample of what it writes:\n")
             prompt = sample_prompt(job.data)
-            screen.print(continue_text(job.model, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False)
+            screen.print(continue_text(trained, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False)
 
 
 def sample_prompt(data: Data) -> str:
@@ -64,11 +67,21 @@ def sample_prompt(data: Data) -> str:
     return vocabulary.decode(first[0][: len(usual)])
 
 
+def layout_of(config: TrainConfig, mesh: Mesh) -> str:
+    """Return the layout in words: ranks, axes, and what else is on."""
+    axes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
+    extras = [config.aggregation] if config.aggregation != "all_reduce" else []
+    extras += ["sequence parallel"] if config.sequence_parallel else []
+    extras += [f"ZeRO {config.zero}"] if config.zero else []
+    extras += [f"partition by {config.partition}"] if config.partition else []
+    return f"{mesh.world.size}" + "".join(f", {part}" for part in [" × ".join(axes), *extras] if part)
+
+
 def run_verification(config: TrainConfig, comm: Communicator) -> bool:
     """Compare the parallel run with the serial one, print the table (rank 0), return whether it holds."""
     report = verify(config, comm)
     if comm.rank == 0:
-        what = f"{config.model} on {comm.size} ranks ({config.aggregation}) against serial, {config.steps} SGD steps"
+        what = f"{config.model} on {comm.size} ranks against serial, {config.steps} SGD steps"
         console().print(verify_table(report, f"{what}, {config.dtype}"))
     return report.holds
 

@@ -46,17 +46,19 @@ def _facts(r: StepRecord) -> str:
 
 
 def verify_table(report: Report, title: str) -> Table:
-    """Return the table of a verification."""
+    """Return the table of a verification: relative errors, and where the worst of each kind was."""
     table = Table(title=title, title_justify="left")
-    for heading in ("compared", "worst relative error", "tolerance", "where", "tensors", ""):
-        number = "error" in heading or heading in ("tolerance", "tensors")
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")  # names are never cut
+    for heading, justify in (("compared", "left"), ("worst", "right"), ("allowed", "right"), ("", "left"), ("where", "left")):
+        table.add_column(heading, justify=justify, no_wrap=heading != "where")  # type: ignore[arg-type]
     for kind, worst in report.worst.items():
-        verdict = "[green]equal[/]" if worst.compared and worst.error <= report.tolerance else "[bold red]DIFFERS[/]"
-        table.add_row(kind, f"{worst.error:.1e}", f"{report.tolerance:.0e}", worst.where, str(worst.compared), verdict)
+        equal = worst.compared and worst.error <= report.tolerance
+        verdict = "[green]equal[/]" if equal else "[bold red]DIFFERS[/]"
+        where = f"{worst.where} (of {worst.compared} tensors)" if worst.compared else "nothing was compared"
+        table.add_row(kind, f"{worst.error:.1e}", f"{report.tolerance:.0e}", verdict, where)
     same = report.replicas_differ == 0
     verdict = "[green]equal[/]" if same else "[bold red]DIFFER[/]"
-    table.add_row("replicas", "0" if same else f"{report.replicas_differ} elements", "bitwise", "all ranks", "", verdict)
+    found = "on all ranks" if same else f"{report.replicas_differ} parameters on some step"
+    table.add_row("replicas", "bitwise", "bitwise", verdict, found)
     return table
 
 

@@ -58,10 +58,10 @@ class RunWriter:
         self._metrics.write(json.dumps(asdict(record)) + "\n")
         self._metrics.flush()  # so that a run can be watched, and a killed one keeps its history
 
-    def finish(self, validation: dict[str, float]) -> None:
+    def finish(self, validation: dict[str, float], model: Model) -> None:
         """Write the weights, the picture and the final validation."""
         self._metrics.close()
-        save_weights(self.job.model, self.directory / "model.safetensors")
+        save_weights(model, self.directory / "model.safetensors")
         config = self.job.config
         title = f"{config.model} on {self.job.data.info['name']}, {self.job.comm.size} ranks"
         at = {len(self.losses): validation["loss"]}

@@ -6,7 +6,6 @@ the serial job, without a wrapper; `verification` runs it twice, serial and para
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -19,13 +18,17 @@ from minipar import optim, random
 from minipar.agreement import agreed, on_every_rank
 from minipar.backend import float_dtype, to_device
 from minipar.comm.interface import Communicator
-from minipar.config import TrainConfig
+from minipar.config import STAGED_POLICIES, TrainConfig
 from minipar.data import Batch, Data, Loader, load
 from minipar.errors import MiniparError, UsageError
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, Model
-from minipar.parallel import DataParallel, LocalSGD
-from minipar.tape import no_grad
-from minipar.tensor import Tensor
+from minipar.mesh import Mesh, resolve
+from minipar.parallel.assignment import Assignment
+from minipar.parallel.devices import parse_devices, parse_memory, parse_speeds
+from minipar.parallel.distribute import Recipe, distribute
+from minipar.parallel.partition import assign, items_of
+from minipar.parallel.profile import agreed_costs
+from minipar.parallel.strategy import Strategy, matrix_like
 
 
 # A training that goes astray overflows; `TrainingFailed` says so, once, and NumPy's warnings add nothing.
@@ -78,14 +81,13 @@ def build_model(config: TrainConfig, info: Any) -> Model:
     return ConvNet(ConvNetConfig(channels, min(height, width), info["classes"], c.width, c.layers, c.norm))
 
 
-def build_optimizer(config: TrainConfig, model: Model) -> optim.Optimizer:
-    """Return the optimizer; weight decay goes to weights of two or more axes, not to biases and norms."""
+def build_optimizer(config: TrainConfig, strategy: Strategy) -> optim.Optimizer:
+    """Return this rank's optimizer; weight decay goes to weights of two or more axes, not to biases and norms."""
     c: Any = config
-    matrices = [p for p in model.parameters() if len(p.global_shape) >= 2]
-    vectors = [p for p in model.parameters() if len(p.global_shape) < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": c.weight_decay}]
-    if vectors:
-        groups.append({"params": vectors, "weight_decay": 0.0})
+    pairs = strategy.optimizer_tensors()
+    matrices = {"params": [t for p, t in pairs if matrix_like(p)], "weight_decay": c.weight_decay}
+    vectors = {"params": [t for p, t in pairs if not matrix_like(p)], "weight_decay": 0.0}
+    groups = [group for group in (matrices, vectors) if group["params"]]
     if config.optimizer == "sgd":
         return optim.SGD(groups, lr=c.lr, momentum=c.momentum)
     return (optim.AdamW if config.optimizer == "adamw" else optim.Adam)(groups, lr=c.lr)
@@ -99,6 +101,10 @@ class Job:
         comm: the ranks that train together. One rank alone trains the plain model, without any wrapper.
         data: the data set, so that it is read once; None loads it.
 
+    Attributes:
+        mesh: the ranks by axis.
+        strategy: the distributed model.
+
     Raises:
         UsageError: a layout that does not fit the ranks, or settings that do not fit the data; on every rank.
         DataError: the data cannot be used; on every rank.
@@ -107,54 +113,64 @@ class Job:
     def __init__(self, config: TrainConfig, comm: Communicator, data: Data | None = None):
         self.config, self.comm = config, comm
         c: Any = config
+        staged = c.partition in STAGED_POLICIES
+        sizes = agreed(comm, lambda: resolve(comm.size, 1 if staged else c.dp, None if staged else 1, c.tp))
         self.data, self.model = agreed(comm, lambda: self._prepare(data))
-        self.local: LocalSGD | None = None
-        self.parallel: DataParallel | None = None
-        if comm.size > 1 and c.aggregation == "local":
-            self.local = LocalSGD(self.model, comm, c.average_every or 1, c.bucket_mb)
-        elif comm.size > 1:
-            how = {"bucket_mb": c.bucket_mb, "overlap": c.overlap, "aggregation": c.aggregation}
-            self.parallel = DataParallel(self.model, comm, **how)
-        self.optimizer = build_optimizer(config, self.model)
+        self.mesh = Mesh(comm, **sizes)
+        recipe = Recipe(
+            sequence_parallel=c.sequence_parallel, convolution=c.convolution or "output", zero=c.zero,
+            assignment=self._assignment(), aggregation=c.aggregation, average_every=c.average_every or 1,
+            bucket_mb=c.bucket_mb, overlap=c.overlap,
+        )  # fmt: skip
+        self.strategy = distribute(self.model, self.mesh, recipe, seed=c.seed, dtype=c.dtype, device=c.device)
+        self.optimizer = build_optimizer(config, self.strategy)
         self.loader = self._loader(self.data.train, c.batch, shuffle=True)
         self.steps_done = 0
 
     def _prepare(self, data: Data | None) -> tuple[Data, Model]:
         """Return the data and the serial model: everything that can go wrong on one rank alone."""
-        c, ranks = self.config, self.comm.size
-        if c.dp is not None and c.dp != ranks:
-            raise UsageError(f"--dp {c.dp} on {ranks} rank{'s'[:ranks > 1]}: data is the only axis, so --dp must be {ranks}")
-        data = load_data(c) if data is None else data
-        return data, build_model(c, data.info).materialize(c.seed, c.dtype, c.device)
+        data = load_data(self.config) if data is None else data
+        return data, build_model(self.config, data.info)
+
+    def _assignment(self) -> Assignment | None:
+        """Return the parameters' places by the chosen policy, the same on every rank; None without a policy."""
+        c: Any = self.config
+        if c.partition is None:
+            return None
+        devices: Any = self.comm.size
+        if c.devices is not None:
+            speeds = parse_speeds(c.speeds) if c.speeds is not None else {}
+            memory = parse_memory(c.memory) if c.memory is not None else None
+            devices = parse_devices(c.devices, speeds, memory, ranks=self.comm.size)
+        costs = None
+        if c.partition in STAGED_POLICIES:
+            sample = self.data.train.fetch(np.arange(min(c.batch, len(self.data.train))), float_dtype(c.dtype))[0]
+            costs = agreed_costs(self.model, sample, self.comm, dtype=c.dtype)
+        return assign(c.partition, items_of(self.model, c.dtype), devices, costs)
 
     def _loader(self, dataset: Any, batch: int, shuffle: bool) -> Loader:
+        ranks = self.strategy.batch_ranks
         return Loader(
-            dataset, batch, rank=self.comm.rank, ranks=self.comm.size, seed=self.config.seed, shuffle=shuffle,
+            dataset, batch, rank=ranks.rank, ranks=ranks.size, seed=self.config.seed, shuffle=shuffle,
             dtype=float_dtype(self.config.dtype),
         )  # fmt: skip
 
-    def loss_sum(self, batch: Batch) -> Tensor:
-        """Return the sum of the losses of this rank's valid targets."""
-        inputs = to_device(batch.inputs, self.config.device)
-        x = inputs if self.config.model == "gpt" else Tensor(inputs)  # token ids carry no gradient
-        return self.model.loss(self.model(x), to_device(batch.targets, self.config.device))
+    def _here(self, batch: Batch) -> tuple[Any, Any]:
+        return to_device(batch.inputs, self.config.device), to_device(batch.targets, self.config.device)
 
     @overflow_is_reported
     def forward_backward(self, batch: Batch) -> float:
         """Compute this step's gradients; return the global batch's mean loss, the same on every rank."""
-        # Local SGD's ranks each minimise their own mean, all others the mean over the global batch.
-        count = max(batch.local_count, 1) if self.local else batch.count
+        count = max(batch.local_count, 1) if self.strategy.own_mean else batch.count
+        self.optimizer.zero_grad()
         self.model.zero_grad()
         total = 0.0
         pieces = batch.split(self.config.accumulate)
         for i, piece in enumerate(pieces):
-            last = i == len(pieces) - 1
-            waiting = contextlib.nullcontext() if last or self.parallel is None else self.parallel.no_sync()
-            with waiting, random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset):
-                loss = self.loss_sum(piece)
-                (loss / count).backward()
-            total += loss.item()
-        return float(self.comm.all_reduce(np.array([total]))[0]) / batch.count
+            with random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset):
+                total += self.strategy.add_gradients(*self._here(piece), count, last=i == len(pieces) - 1)
+        self.strategy.finish_gradients()
+        return float(self.strategy.batch_ranks.all_reduce(np.array([total]))[0]) / batch.count
 
     @overflow_is_reported
     def update(self, batch: Batch) -> float | None:
@@ -167,25 +183,18 @@ class Job:
         self.optimizer.set_lr(
             optim.warmup_cosine(self.steps_done, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.lr / 10)
         )
-        norm = None
-        if self.local:
-            if c.clip and batch.local_count:
-                self._clip()
-            self.local.step(self.optimizer, batch.local_count)
-        else:
-            if any(p.grad is not None for p in self.model.parameters()):
-                norm = self._clip()
-            if self.parallel:
-                self.parallel.step(self.optimizer)
-            else:
-                self.optimizer.step()
+        norm = self.strategy.grad_norm()
+        if norm is not None:
+            self._clip(norm)
+        self.strategy.step(self.optimizer, batch.local_count)
         self.steps_done += 1
-        return norm
+        return None if self.strategy.own_mean else norm
 
-    def _clip(self) -> float:
-        """Scale the gradients at hand so that their norm is at most the limit; return the norm before that."""
+    def _clip(self, norm: float) -> None:
+        """Scale the gradients at hand so that their norm is at most the limit."""
+        tensors = [t for _, t in self.strategy.optimizer_tensors()]
         try:
-            return optim.clip_grad_norm_(self.model.parameters(), self.config.clip or math.inf)
+            optim.clip_grad_norm_(tensors, self.config.clip or math.inf, norm)
         except FloatingPointError as error:
             failure = self._failure(str(error))
             # Where gradients are summed on all ranks they are the same on all, else this rank speaks alone.
@@ -227,17 +236,22 @@ class Job:
         self.comm.mark(phase="evaluation")
         sums = np.zeros(3)  # loss, hits, targets
         self.model.eval()
-        with no_grad():
-            for batch in self._loader(self.data.valid, c.batch, shuffle=False):
-                if batch.local_count == 0:
-                    continue
-                inputs = to_device(batch.inputs, c.device)
-                output = self.model(inputs if c.model == "gpt" else Tensor(inputs))
-                targets = to_device(batch.targets, c.device)
-                hits = (output.data.argmax(axis=-1) == targets).sum()
-                sums += [self.model.loss(output, targets).item(), float(hits), batch.local_count]
+        for batch in self._loader(self.data.valid, c.batch, shuffle=False):
+            # A rank without samples runs as well: with sharded parameters the others need its part of them.
+            loss, hits = self.strategy.evaluate(*self._here(batch))
+            sums += [loss, float(hits), batch.local_count]
         self.model.train()
-        loss, hits, targets = self.comm.all_reduce(sums).tolist()
+        loss, hits, targets = self.strategy.batch_ranks.all_reduce(sums).tolist()
         if not math.isfinite(loss):
             raise on_every_rank(self._failure(f"the validation loss is {loss}"))
         return {"loss": loss / targets, "accuracy": hits / targets}
+
+    def serial_model(self) -> Model | None:
+        """Return the trained model as a plain serial one on rank 0, None elsewhere. Every rank calls it."""
+        state = self.strategy.state()
+        if self.comm.rank != 0:
+            return None
+        model = build_model(self.config, self.data.info)
+        model.assign_paths()
+        model.load_state_dict(state)
+        return model

@@ -6,8 +6,9 @@ Each rank runs the serial job beside its part of the parallel one and compares w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -62,19 +63,20 @@ class Report:
         return equal and not self.replicas_differ
 
 
-def relative_errors(parallel: Mapping[str, Array], serial: Mapping[str, Array], scale: float) -> Iterable[tuple[str, float]]:
-    """Yield (name, max|a - b| / max(max|b|, 1e-3 · scale)) of each tensor.
+def relative_error(ours: Array, part: Array, whole: Array, scale: float) -> float:
+    """Return max|a - b| / max(max|b|, 1e-3 · scale) of one tensor.
 
     Args:
+        ours: what this rank holds.
+        part: the same part of the serial tensor; `whole`: all of it, whose size is what errors are relative to.
         scale: the model's largest gradient. The floor keeps tensors that are zero but for rounding (an
             attention key's bias has a gradient of exactly zero) from being judged by their noise.
     """
-    for name in parallel.keys() & serial.keys():
-        a, b = parallel[name], serial[name]
-        if a.shape != b.shape:
-            yield name, float("inf")
-        elif a.size:
-            yield name, float(np.abs(a - b).max()) / max(float(np.abs(b).max()), 1e-3 * scale, 1e-300)
+    if ours.shape != part.shape:
+        return float("inf")
+    if not ours.size:
+        return 0.0
+    return float(np.abs(ours - part).max()) / max(float(np.abs(whole).max()), 1e-3 * scale, 1e-300)
 
 
 class Fewer:
@@ -88,15 +90,6 @@ class Fewer:
 
     def fetch(self, indices: Array, dtype: Any = None) -> tuple[Array, Array]:
         return self.dataset.fetch(indices, dtype)
-
-
-def _gradients(job: Job) -> dict[str, Array]:
-    return {name: to_host(p.grad) for name, p in job.model.named_parameters() if p.grad is not None}
-
-
-def _state(job: Job) -> dict[str, Array]:
-    """Weights, and what else the model learns: running statistics."""
-    return {name: to_host(t.data) for name, t in [*job.model.named_parameters(), *job.model.named_buffers()]}
 
 
 def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) -> Report:
@@ -114,7 +107,7 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     serial = Job(_serial(config), alone, shared)
     parallel = Job(config, comm, shared)
     report = Report(TOLERANCE[config.dtype])
-    if parallel.local:
+    if parallel.strategy.own_mean:
         del report.worst["gradient"]  # local SGD's ranks never hold the global one
     for step, (a, b) in enumerate(zip(parallel.loader.steps(config.steps), serial.loader.steps(config.steps)), 1):
         _compare_step(report, comm, parallel, serial, a, b, step)
@@ -137,7 +130,10 @@ def _prepare(config: TrainConfig, data: Data | None) -> Data:
 
 
 def _serial(config: TrainConfig) -> TrainConfig:
-    return replace(config, dp=None, aggregation="all_reduce", average_every=None, accumulate=1, overlap=None)
+    return replace(
+        config, dp=None, tp=1, sequence_parallel=False, convolution=None, zero=0, partition=None, devices=None,
+        speeds=None, memory=None, aggregation="all_reduce", average_every=None, accumulate=1, overlap=None,
+    )  # fmt: skip
 
 
 def _compare_step(
@@ -147,23 +143,51 @@ def _compare_step(
     comm.mark(step=step, phase="verify")
     loss, expected = parallel.forward_backward(batch), serial.forward_backward(whole)
     report.worst["loss"].see(abs(loss - expected) / max(abs(expected), 1e-300), place)
-    theirs = _gradients(serial)
+    theirs = serial.strategy.held("grad")
     scale = max((float(np.abs(g).max()) for g in theirs.values() if g.size), default=0.0)
-    if parallel.local is None:
-        ours = _gradients(parallel)
-        holds_gradients = comm.rank == 0 or parallel.config.aggregation == "all_reduce"
-        for name in theirs.keys() ^ ours.keys() if holds_gradients else ():
+    if "gradient" in report.worst:
+        ours = parallel.strategy.held("grad")
+        _compare(report, "gradient", parallel, ours, theirs, scale, place)
+        held = set().union(*comm.all_gather_object(list(ours)))
+        for name in held ^ theirs.keys():  # every gradient must be held by some rank
             report.worst["gradient"].see(float("inf"), f"{name} has a gradient on one side only, {place}")
-        for name, error in relative_errors(ours, theirs, scale):
-            report.worst["gradient"].see(error, f"{name}, {place}")
     parallel.update(batch)
     serial.update(whole)
-    state = _state(parallel)
-    for name, error in relative_errors(state, _state(serial), scale):
-        report.worst["weight"].see(error, f"{name}, {place}")
-    for value in state.values():
-        low, high = comm.all_reduce(value, op="min"), comm.all_reduce(value, op="max")
-        report.replicas_differ += int((low != high).sum())
+    state = parallel.strategy.held("data")
+    buffers = {name: to_host(b.data) for name, b in parallel.model.named_buffers()}
+    expected_state = serial.strategy.held("data") | {n: to_host(b.data) for n, b in serial.model.named_buffers()}
+    _compare(report, "weight", parallel, state | buffers, expected_state, scale, place)
+    report.replicas_differ += _differing_replicas(comm, parallel, state | buffers)
+
+
+def _compare(
+    report: Report, kind: str, parallel: Job, ours: Mapping[str, Array], theirs: Mapping[str, Array], scale: float, place: str
+) -> None:
+    """Compare what this rank holds with its part of the serial arrays."""
+    layouts = {name: p.layout for name, p in parallel.model.named_parameters() if p.layout is not None}
+    for name in ours.keys() & theirs.keys():
+        part = layouts[name].local(theirs[name]) if name in layouts else theirs[name]
+        report.worst[kind].see(relative_error(ours[name], part, theirs[name], scale), f"{name}, {place}")
+
+
+def _differing_replicas(comm: Communicator, parallel: Job, state: Mapping[str, Array]) -> int:
+    """Return how many parameters have two copies, on any two ranks, that are not bitwise equal."""
+    parts = {name: _part(p) for name, p in parallel.model.named_parameters()}
+    mine = {(name, parts.get(name)): blake2b(np.ascontiguousarray(a)).digest() for name, a in state.items()}
+    first: dict[Any, bytes] = {}
+    differ = set()
+    for digests in comm.all_gather_object(mine):
+        for key, digest in digests.items():
+            if first.setdefault(key, digest) != digest:
+                differ.add(key)
+    return len(differ)
+
+
+def _part(p: Any) -> str | None:
+    """Name the part of a parameter that this rank holds; ranks with the same part hold copies."""
+    if p.layout is None:
+        return None
+    return str(p.layout.placement.intervals(p.global_shape, p.layout.axis.size)[p.layout.axis.rank])
 
 
 def _agree(report: Report, comm: Communicator) -> None:

@@ -96,6 +96,14 @@ class Strategy:
         arrays = {name: getattr(p, kind) for name, p in self.model.named_parameters()}
         return {name: to_host(a) for name, a in arrays.items() if a is not None}
 
+    def state(self) -> dict[str, Array]:
+        """Return the serial model's state; complete on rank 0 of the world. Every rank calls it."""
+        layouts = {name: p for name, p in self.model.named_parameters() if p.layout is not None}
+        state = self.held("data")
+        for name, p in layouts.items():
+            state[name] = p.layout.whole(state[name], p.global_shape)
+        return state | {name: np.array(to_host(b.data)) for name, b in self.model.named_buffers()}
+
     def gradients_known(self) -> bool:
         """Whether this rank holds the summed gradients before the step."""
         return True
@@ -228,6 +236,9 @@ class Layers(Strategy):
 
     def grad_norm(self) -> float | None:
         return self.parallel.grad_norm()
+
+    def state(self) -> dict[str, Array]:
+        return self.parallel.state_dict(root=0) or {}
 
     def held(self, kind: str) -> dict[str, Array]:
         arrays: Mapping[str, Any] = {name: getattr(p, kind) for name, p in self.parallel.named_parameters()}

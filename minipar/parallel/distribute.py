@@ -1,0 +1,100 @@
+"""The recipe: a serial model and a mesh in, the same model distributed out.
+
+    mesh = Mesh(minipar.world(), dp=2, tp=2)
+    strategy = distribute(model, mesh, seed=0, zero=1)
+
+Order matters and is the same for every combination: first layers are cut (tensor parallelism decides what a
+rank's parameters *are*), then values come to be, each rank drawing its own slices, and last the ranks that
+share the batch agree on how to sum gradients (data parallelism, ZeRO, owners, or local steps).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minipar.errors import UsageError
+from minipar.mesh import Mesh
+from minipar.models import Model
+from minipar.parallel.assignment import Assignment
+from minipar.parallel.plans import default_plan
+from minipar.parallel.strategy import AveragedParameters, ByOwner, Layers, Replicas, Sharded, Strategy
+from minipar.parallel.tensor_parallel import Plan, parallelize
+from minipar.parallel.zero import Zero
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is distributed over a mesh; the sizes of the axes are the mesh's.
+
+    Attributes:
+        plan: how layers are cut over mesh.tp; None for the model's default.
+        sequence_parallel: also cut activations between the cut layers along the sequence.
+        convolution: how a ConvNet's convolutions are cut: output, input or region.
+        zero: ZeRO stage over mesh.dp; 0 for plain data parallelism.
+        assignment: parameters laid over ranks by a policy; one with stages runs layers on different ranks.
+        aggregation: "all_reduce", "master", or "local" (parameter averaging).
+        average_every: steps between averages, for "local".
+        bucket_mb, overlap: see `DataParallel`.
+    """
+
+    plan: Plan | None = None
+    sequence_parallel: bool = False
+    convolution: str = "output"
+    zero: int = 0
+    assignment: Assignment | None = None
+    aggregation: str = "all_reduce"
+    average_every: int = 1
+    bucket_mb: float = 4.0
+    overlap: bool | None = None
+
+    def check(self, mesh: Mesh) -> None:
+        """Refuse combinations that cannot be, or that nobody has given a meaning.
+
+        Raises:
+            UsageError: names the two and the reason.
+        """
+        if self.sequence_parallel and mesh.tp.size == 1:
+            raise UsageError("sequence parallelism cuts activations over tensor-parallel ranks: it needs --tp above 1")
+        if self.zero and self.aggregation != "all_reduce":
+            raise UsageError(f"ZeRO owns how gradients are summed; aggregation {self.aggregation} does not go with it")
+        if self.assignment is not None:
+            if mesh.tp.size > 1 or self.zero or self.aggregation != "all_reduce":
+                raise UsageError("a partition policy lays out whole parameters itself: not with tensor parallelism, ZeRO or another aggregation")
+            if self.assignment.stages is None and mesh.pp.size > 1:
+                raise UsageError(f"partition {self.assignment.policy} has no stages; its ranks lie along dp, not pp")
+
+
+def distribute(
+    model: Model, mesh: Mesh, recipe: Recipe | None = None, *, seed: int = 0, dtype: str = "float32", device: str = "cpu"
+) -> Strategy:
+    """Distribute an unmaterialised serial model over a mesh, and give it its values.
+
+    Args:
+        model: changed in place.
+        seed, dtype, device: of the initialisation; any layout starts from the serial one, bitwise.
+
+    Raises:
+        UsageError: a combination or a size that cannot be; before anything is sent.
+    """
+    recipe = recipe or Recipe()
+    recipe.check(mesh)
+    if mesh.tp.size > 1:
+        plan = recipe.plan or default_plan(
+            model, sequence_parallel=recipe.sequence_parallel, convolution=recipe.convolution
+        )
+        parallelize(model, mesh.tp, plan)
+    if recipe.assignment is not None and recipe.assignment.stages is not None:
+        return Layers(model, mesh.pp, recipe.assignment, seed, dtype, device)
+    if recipe.zero:
+        zero = Zero(model, mesh.dp, recipe.zero).materialize(seed, dtype, device)
+        return Sharded(zero, model, mesh.dp, mesh.tp)
+    model.materialize(seed, dtype, device)
+    if recipe.assignment is not None:
+        return ByOwner(model, mesh.dp, recipe.assignment)
+    if recipe.aggregation == "local":
+        return AveragedParameters(model, mesh.dp, mesh.tp, recipe.average_every, recipe.bucket_mb)
+    if mesh.dp.size == 1:
+        return Strategy(model, mesh.dp, mesh.tp)
+    return Replicas(
+        model, mesh.dp, mesh.tp, bucket_mb=recipe.bucket_mb, overlap=recipe.overlap, aggregation=recipe.aggregation
+    )
