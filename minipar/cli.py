@@ -81,7 +81,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Ranks = Annotated[int | None, typer.Option(help="ranks inside this process; under mpirun the job's ranks are used")]
+Ranks = Annotated[
+    int | None, typer.Option(help="ranks inside this process; under mpirun the job's ranks are used")
+]
 
 
 @contextlib.contextmanager
@@ -97,7 +99,9 @@ def refuse_inside_job(command: str) -> None:
     """Refuse a command that starts MPI jobs of its own on the ranks of one."""
     ranks = ranks_in_environment()
     if ranks is not None and ranks[0] > 1:
-        raise UsageError(f"{command} starts ranks itself, and this is an MPI job of {ranks[0]} already: use it without mpirun")
+        raise UsageError(
+            f"{command} starts ranks itself, but this is an MPI job of {ranks[0]}: use it without mpirun"
+        )
 
 
 def on_ranks(ranks: int | None, work: Callable[[Communicator], Any], default: int = 1) -> Any:
@@ -111,7 +115,9 @@ def on_ranks(ranks: int | None, work: Callable[[Communicator], Any], default: in
             raise UsageError(f"--ranks is {ranks}, it must be at least 1")
         here = world()
         if here.size > 1 and ranks not in (None, here.size):
-            raise UsageError(f"--ranks {ranks} inside an MPI job of {here.size}: leave it out, or start {ranks} ranks")
+            raise UsageError(
+                f"--ranks {ranks} inside an MPI job of {here.size}: leave it out, or start {ranks} ranks"
+            )
     if here.size > 1:
         return work(here)
     threads = ranks or default
@@ -123,7 +129,9 @@ def on_ranks(ranks: int | None, work: Callable[[Communicator], Any], default: in
 def train(
     config: TrainConfig,
     ranks: Ranks = None,
-    out: Annotated[Path, typer.Option(help="directory for settings, metrics, picture and weights")] = Path("runs/last"),
+    out: Annotated[Path, typer.Option(help="directory for settings, metrics, picture and weights")] = Path(
+        "runs/last"
+    ),
 ) -> None:
     """Train a model on real data.
 
@@ -155,7 +163,11 @@ def verify(config: TrainConfig, ranks: Ranks = None) -> None:
 
 
 @app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+    }
 )
 def run(
     context: typer.Context,
@@ -163,7 +175,7 @@ def run(
     timeout: Annotated[float | None, typer.Option(help="seconds after which the job is killed")] = None,
     program: Annotated[str, typer.Argument(help="a script, or a minipar command with its options")] = "",
 ) -> None:
-    """Start a script, or a minipar command, on N MPI ranks: this environment's mpirun, one BLAS thread a rank.
+    """Start a script or a minipar command on N MPI ranks: this environment's mpirun, one BLAS thread a rank.
 
     Example: minipar run -n 4 verify gpt
     Example: minipar run -n 4 my_script.py --option value
@@ -177,7 +189,10 @@ def run(
             raise UsageError(f"run: -n is {ranks}, it must be at least 1")
         if timeout is not None and not timeout > 0:
             raise UsageError(f"run: --timeout is {timeout:g}, it must be more than 0 seconds")
-        commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} - {"run", "doctor"}
+        commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} - {
+            "run",
+            "doctor",
+        }
         words = [program, *context.args]
         if program == "minipar":
             words = words[1:]
@@ -250,7 +265,9 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Train a serial model in parallel, and prove that nothing changed but the time it takes."""
     if context.invoked_subcommand is None:

@@ -20,7 +20,9 @@ STAGED_POLICIES = ("cost", "devices")  # these place whole blocks, one stage a r
 ALL_AGGREGATIONS = (*AGGREGATIONS, "local")
 
 
-def _option(default: Any, help: str, *, models: tuple[str, ...] = MODELS, choices: tuple[str, ...] = ()) -> Any:
+def _option(
+    default: Any, help: str, *, models: tuple[str, ...] = MODELS, choices: tuple[str, ...] = ()
+) -> Any:
     return field(default=default, metadata={"help": help, "models": models, "choices": choices})
 
 
@@ -51,9 +53,14 @@ class TrainConfig:
     seed: int = _option(0, "seed of initialisation, shuffling and dropout")
     dp: int | None = _option(None, "data-parallel ranks; default: all that the other axes leave")
     tp: int = _option(1, "tensor-parallel ranks: layers are cut over them")
-    sequence_parallel: bool = _option(False, "with --tp: also cut activations along the sequence", models=("gpt",))
+    sequence_parallel: bool = _option(
+        False, "with --tp: also cut activations along the sequence", models=("gpt",)
+    )
     convolution: str | None = _option(
-        None, "with --tp: how a convolution is cut", models=("convnet",), choices=("output", "input", "region")
+        None,
+        "with --tp: how a convolution is cut",
+        models=("convnet",),
+        choices=("output", "input", "region"),
     )
     zero: int = _option(0, "ZeRO stage over the data-parallel ranks: 0, 1, 2 or 3")
     partition: str | None = _option(None, "lay parameters over ranks by a policy", choices=POLICIES)
@@ -73,18 +80,24 @@ class TrainConfig:
         """Return the settings with the model's defaults filled in (`DEFAULTS`, or a table like it).
 
         Raises:
-            UsageError: an unknown model or choice, a setting the model does not have, or a value out of range.
+            UsageError: an unknown model or choice, a setting the model has not, or a value out of range.
         """
         if self.model not in MODELS:
             raise UsageError(f"model {self.model!r} is unknown: use one of {', '.join(MODELS)}")
         table = (DEFAULTS if defaults is None else defaults)[self.model]
         filled: dict[str, Any] = {}
         for f in fields(self):
-            value, models, choices = getattr(self, f.name), f.metadata.get("models", MODELS), f.metadata.get("choices")
+            value, models, choices = (
+                getattr(self, f.name),
+                f.metadata.get("models", MODELS),
+                f.metadata.get("choices"),
+            )
             option = "--" + f.name.replace("_", "-")
             if self.model not in models:
                 if value is not None and value is not False:
-                    raise UsageError(f"{option} has no meaning for {self.model}; it is for {' and '.join(models)}")
+                    raise UsageError(
+                        f"{option} has no meaning for {self.model}; it is for {' and '.join(models)}"
+                    )
                 continue
             if choices and value is not None and value not in choices:
                 raise UsageError(f"{option} {value!r} is unknown: use one of {', '.join(choices)}")
@@ -99,7 +112,18 @@ class TrainConfig:
         for name, value in asdict(self).items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"--{name.replace('_', '-')} is {value}, it must be a finite number")
-        for name in ("steps", "batch", "seq_len", "width", "layers", "heads", "accumulate", "average_every", "dp", "tp"):
+        for name in (
+            "steps",
+            "batch",
+            "seq_len",
+            "width",
+            "layers",
+            "heads",
+            "accumulate",
+            "average_every",
+            "dp",
+            "tp",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}, it must be at least 1")
@@ -118,7 +142,9 @@ class TrainConfig:
         if self.average_every is not None and self.aggregation != "local":
             raise UsageError("--average-every is for --aggregation local")
         if self.overlap and self.aggregation != "all_reduce":
-            raise UsageError(f"--overlap is for --aggregation all_reduce; {self.aggregation} sends after backward")
+            raise UsageError(
+                f"--overlap is for --aggregation all_reduce; {self.aggregation} sends after backward"
+            )
         if self.zero not in (0, 1, 2, 3):
             raise UsageError(f"--zero is {self.zero}, stages are 1, 2 and 3, and 0 is off")
         if self.convolution is not None and self.tp == 1:
@@ -128,11 +154,17 @@ class TrainConfig:
         if self.devices is None and (self.speeds is not None or self.memory is not None):
             raise UsageError("--speeds and --memory describe the types in --devices")
         if self.partition in STAGED_POLICIES and self.accumulate > 1:
-            raise UsageError(f"--partition {self.partition} runs one batch through its stages; microbatches there are a pipeline")
+            raise UsageError(
+                f"--partition {self.partition} runs a whole batch through its stages; microbatches need a pipeline"
+            )
         if self.norm == "batch" and self.accumulate > 1:
-            raise UsageError("--norm batch mixes the samples of a batch, so --accumulate would change its result; use group")
+            raise UsageError(
+                "--norm batch mixes the samples of a batch: --accumulate would change its result; use group"
+            )
         if self.norm == "batch" and self.aggregation == "local":
-            raise UsageError("--norm batch needs every rank at every step, --aggregation local has none; use --norm group")
+            raise UsageError(
+                "--norm batch needs every rank at every step, --aggregation local has none; use --norm group"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for JSON."""
@@ -153,7 +185,7 @@ VERIFY_DEFAULTS: dict[str, dict[str, Any]] = {
     "mlp": dict(data="digits", steps=10, batch=10, width=32, layers=3, dropout=0.0, lr=0.1, warmup=2),
     "convnet": dict(data="digits", steps=10, batch=10, width=8, layers=2, norm="group", lr=0.1, warmup=2),
     "gpt": dict(
-        data="docs", steps=10, batch=10, seq_len=16, width=32, layers=2, heads=4, dropout=0.0, tied=True, lr=0.1,
-        warmup=2,
+        data="docs", steps=10, batch=10, seq_len=16, width=32, layers=2, heads=4, dropout=0.0, tied=True,
+        lr=0.1, warmup=2,
     ),
 }  # fmt: skip

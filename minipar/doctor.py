@@ -37,7 +37,9 @@ def examine() -> list[Finding]:
 def _python() -> Finding:
     version = platform.python_version()
     well = sys.version_info >= (3, 11)
-    return Finding("Python", f"{version} on {platform.platform(terse=True)}", well, "install Python 3.11 or newer")
+    return Finding(
+        "Python", f"{version} on {platform.platform(terse=True)}", well, "install Python 3.11 or newer"
+    )
 
 
 def _numpy() -> Finding:
@@ -47,10 +49,15 @@ def _numpy() -> Finding:
 def _blas() -> list[Finding]:
     libraries = [lib for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
     if not libraries:
-        return [Finding("BLAS", "not recognised", False, "install NumPy from PyPI, whose wheels bring OpenBLAS")]
+        return [
+            Finding("BLAS", "not recognised", False, "install NumPy from PyPI, whose wheels bring OpenBLAS")
+        ]
     cores = os.cpu_count() or 1
     return [
-        Finding("BLAS", f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} of {cores} threads here, 1 a rank")
+        Finding(
+            "BLAS",
+            f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} of {cores} threads here, 1 a rank",
+        )
         for lib in libraries
     ]
 
@@ -61,7 +68,9 @@ def _mpi_library() -> Finding:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     if done.returncode == 0:
         return Finding("MPI library", done.stdout.strip())
-    return Finding("MPI library", done.stderr.strip().splitlines()[-1][:100], False, "pip install mpi4py mpich")
+    return Finding(
+        "MPI library", done.stderr.strip().splitlines()[-1][:100], False, "pip install mpi4py mpich"
+    )
 
 
 def _launcher() -> Finding:
@@ -80,8 +89,10 @@ def _two_ranks() -> Finding:
         code = run_mpi([sys.executable, "-c", PROGRAM], ranks=2, timeout=60)
     except Exception as error:
         return Finding("2-rank all-reduce", str(error), False, "see the launcher above")
-    fix = "the library and the launcher differ: pip install --force-reinstall mpich mpi4py in a fresh environment"
-    return Finding("2-rank all-reduce", "1 + 2 = 3 on both" if code == 0 else f"exit code {code}", code == 0, fix)
+    fix = "library and launcher differ: pip install --force-reinstall mpich mpi4py in a fresh environment"
+    return Finding(
+        "2-rank all-reduce", "1 + 2 = 3 on both" if code == 0 else f"exit code {code}", code == 0, fix
+    )
 
 
 def _cores() -> Finding:
@@ -95,6 +106,8 @@ def _gpu() -> Finding:
     except ImportError:
         return Finding("GPU", "no CuPy, so arrays live on the CPU; with a GPU: pip install 'minipar[cuda12]'")
     if not cupy.is_available():
-        return Finding("GPU", f"CuPy {cupy.__version__} finds no GPU", False, "check nvidia-smi and the CUDA version")
+        return Finding(
+            "GPU", f"CuPy {cupy.__version__} finds no GPU", False, "check nvidia-smi and the CUDA version"
+        )
     name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     return Finding("GPU", f"{name}, CuPy {cupy.__version__}")

@@ -34,7 +34,9 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
             "ranks": layout_of(config, job.mesh),
         })  # fmt: skip
         if comm.size > len(job.data.train):
-            screen.print(f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle")
+            screen.print(
+                f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle"
+            )
     records = job.train()
     for record in progress(records, config.steps or 0, screen) if master else records:
         if writer:
@@ -54,11 +56,13 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
         if isinstance(trained, GPT):
             screen.print("\nsample of what it writes:\n")
             prompt = sample_prompt(job.data)
-            screen.print(continue_text(trained, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False)
+            screen.print(
+                continue_text(trained, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False
+            )
 
 
 def sample_prompt(data: Data) -> str:
-    """Return "The ", or the first characters of the validation text where the vocabulary lacks one of those."""
+    """Return "The ", or the validation text's first characters where the vocabulary lacks one of those."""
     vocabulary, usual = data.vocabulary, "The "
     assert vocabulary is not None
     if set(usual) <= set(vocabulary.characters):
@@ -87,7 +91,13 @@ def run_verification(config: TrainConfig, comm: Communicator) -> bool:
 
 
 def continue_text(
-    model: Model, vocabulary: Vocabulary | None, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int
+    model: Model,
+    vocabulary: Vocabulary | None,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
 ) -> str:
     """Return `prompt` and `tokens` more characters from a GPT.
 

@@ -20,12 +20,16 @@ def _help(name: str, metadata: Any, table: dict[str, dict[str, Any]]) -> str:
     defaults = {model: table[model][name] for model in MODELS if name in table[model]}
     if defaults:
         same = len(set(map(str, defaults.values()))) == 1
-        shown = str(next(iter(defaults.values()))) if same else ", ".join(f"{m} {v}" for m, v in defaults.items())
+        shown = (
+            str(next(iter(defaults.values()))) if same else ", ".join(f"{m} {v}" for m, v in defaults.items())
+        )
         text += f" [default: {shown}]"
     return text
 
 
-def config_options(defaults: dict[str, dict[str, Any]], **changed: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def config_options(
+    defaults: dict[str, dict[str, Any]], **changed: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command that takes `config` one option per setting instead.
 
     Args:
@@ -48,9 +52,13 @@ def config_options(defaults: dict[str, dict[str, Any]], **changed: Any) -> Calla
                 continue
             kind = annotated[hints[f.name], typer.Option(help=_help(f.name, f.metadata, defaults))]
             default = changed.get(f.name, f.default)
-            parameters.append(inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+            parameters.append(
+                inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            )
         own = inspect.signature(command, eval_str=True).parameters
-        parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values() if p.name != "config"]
+        parameters += [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own.values() if p.name != "config"
+        ]
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
         wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__

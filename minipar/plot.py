@@ -15,7 +15,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def new_figure(width: float = 7.0, height: float = 4.0) -> Figure:
-    """Return an empty figure (inches). Made without pyplot, which keeps global state that threads would share."""
+    """Return an empty figure (inches); without pyplot, which keeps global state that threads would share."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -31,7 +31,11 @@ def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
 
 
 def loss_curves(
-    curves: Mapping[str, Sequence[float]], path: Path, *, validation: Mapping[int, float] | None = None, title: str = ""
+    curves: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    validation: Mapping[int, float] | None = None,
+    title: str = "",
 ) -> None:
     """Draw training losses over steps, each faint with its moving average on top, and save the picture.
 

@@ -20,7 +20,9 @@ TERMINAL = "MINIPAR_TERMINAL"  # set by our launcher: what mpirun forwards ends 
 def console() -> Console:
     """Return where to print: standard output, as a terminal if it is one, directly or through mpirun."""
     width = os.environ.get(TERMINAL)
-    return Console(force_terminal=True, width=int(width), highlight=False) if width else Console(highlight=False)
+    return (
+        Console(force_terminal=True, width=int(width), highlight=False) if width else Console(highlight=False)
+    )
 
 
 def progress(records: Iterable[StepRecord], steps: int, screen: Console) -> Iterator[StepRecord]:
@@ -33,7 +35,13 @@ def progress(records: Iterable[StepRecord], steps: int, screen: Console) -> Iter
                 screen.print(f"step {r.step:>{len(str(steps))}}/{steps}  {_facts(r)}  {left:4.0f} s left")
             yield r
         return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[facts]}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+    )
     with Progress(*columns, console=screen, refresh_per_second=4) as bar:
         task = bar.add_task("training", total=steps, facts="")
         for r in records:
@@ -48,7 +56,13 @@ def _facts(r: StepRecord) -> str:
 def verify_table(report: Report, title: str) -> Table:
     """Return the table of a verification: relative errors, and where the worst of each kind was."""
     table = Table(title=title, title_justify="left")
-    for heading, justify in (("compared", "left"), ("worst", "right"), ("allowed", "right"), ("", "left"), ("where", "left")):
+    for heading, justify in (
+        ("compared", "left"),
+        ("worst", "right"),
+        ("allowed", "right"),
+        ("", "left"),
+        ("where", "left"),
+    ):
         table.add_column(heading, justify=justify, no_wrap=heading != "where")  # type: ignore[arg-type]
     for kind, worst in report.worst.items():
         equal = worst.compared and worst.error <= report.tolerance

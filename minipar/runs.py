@@ -1,9 +1,9 @@
 """A run's directory: its settings, its metrics, its picture and its weights.
 
-    RUN/config.json         settings, layout, data facts, vocabulary, final validation
-    RUN/metrics.jsonl       one object a step: step loss grad_norm samples_per_s seconds
-    RUN/loss.png            the loss curve
-    RUN/model.safetensors   the trained weights; a GPT's in GPT-2's layout
+RUN/config.json         settings, layout, data facts, vocabulary, final validation
+RUN/metrics.jsonl       one object a step: step loss grad_norm samples_per_s seconds
+RUN/loss.png            the loss curve
+RUN/model.safetensors   the trained weights; a GPT's in GPT-2's layout
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ def load_run(directory: Path) -> tuple[Model, TrainConfig, Vocabulary | None]:
     """
     path = directory / "config.json"
     if not path.is_file():
-        raise UsageError(f"{directory} holds no run: {path} does not exist; make one with minipar train --out {directory}")
+        raise UsageError(
+            f"{directory} holds no run: {path} does not exist; make one with minipar train --out {directory}"
+        )
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
         config = TrainConfig(**facts["config"])

@@ -20,16 +20,15 @@ from minipar.backend import float_dtype, to_device
 from minipar.comm.interface import Communicator
 from minipar.config import STAGED_POLICIES, TrainConfig
 from minipar.data import Batch, Data, Loader, load
-from minipar.errors import MiniparError, UsageError
-from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, Model
+from minipar.errors import MiniparError
 from minipar.mesh import Mesh, resolve
+from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, Model
 from minipar.parallel.assignment import Assignment
 from minipar.parallel.devices import parse_devices, parse_memory, parse_speeds
 from minipar.parallel.distribute import Recipe, distribute
 from minipar.parallel.partition import assign, items_of
 from minipar.parallel.profile import agreed_costs
 from minipar.parallel.strategy import Strategy, matrix_like
-
 
 # A training that goes astray overflows; `TrainingFailed` says so, once, and NumPy's warnings add nothing.
 overflow_is_reported = np.errstate(over="ignore", invalid="ignore")
@@ -82,7 +81,7 @@ def build_model(config: TrainConfig, info: Any) -> Model:
 
 
 def build_optimizer(config: TrainConfig, strategy: Strategy) -> optim.Optimizer:
-    """Return this rank's optimizer; weight decay goes to weights of two or more axes, not to biases and norms."""
+    """Return this rank's optimizer; weights of two or more axes decay, biases and norms do not."""
     c: Any = config
     pairs = strategy.optimizer_tensors()
     matrices = {"params": [t for p, t in pairs if matrix_like(p)], "weight_decay": c.weight_decay}
@@ -133,7 +132,7 @@ class Job:
         return data, build_model(self.config, data.info)
 
     def _assignment(self) -> Assignment | None:
-        """Return the parameters' places by the chosen policy, the same on every rank; None without a policy."""
+        """Return the parameters' places by the chosen policy, equal on all ranks; None without a policy."""
         c: Any = self.config
         if c.partition is None:
             return None
@@ -144,7 +143,9 @@ class Job:
             devices = parse_devices(c.devices, speeds, memory, ranks=self.comm.size)
         costs = None
         if c.partition in STAGED_POLICIES:
-            sample = self.data.train.fetch(np.arange(min(c.batch, len(self.data.train))), float_dtype(c.dtype))[0]
+            sample = self.data.train.fetch(
+                np.arange(min(c.batch, len(self.data.train))), float_dtype(c.dtype)
+            )[0]
             costs = agreed_costs(self.model, sample, self.comm, dtype=c.dtype)
         return assign(c.partition, items_of(self.model, c.dtype), devices, costs)
 
@@ -202,7 +203,9 @@ class Job:
 
     def _failure(self, what: str) -> TrainingFailed:
         """Return the error of a training that went astray at this step."""
-        return TrainingFailed(f"step {self.steps_done + 1}: {what}: lower --lr (now {self.config.lr}) or look at the data")
+        return TrainingFailed(
+            f"step {self.steps_done + 1}: {what}: lower --lr (now {self.config.lr}) or look at the data"
+        )
 
     def train(self) -> Iterator[StepRecord]:
         """Yield a record after each step.

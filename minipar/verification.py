@@ -68,7 +68,7 @@ def relative_error(ours: Array, part: Array, whole: Array, scale: float) -> floa
 
     Args:
         ours: what this rank holds.
-        part: the same part of the serial tensor; `whole`: all of it, whose size is what errors are relative to.
+        part: the same part of the serial tensor; `whole`: all of it, to whose size errors are relative.
         scale: the model's largest gradient. The floor keeps tensors that are zero but for rounding (an
             attention key's bias has a gradient of exactly zero) from being judged by their noise.
     """
@@ -109,7 +109,9 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     report = Report(TOLERANCE[config.dtype])
     if parallel.strategy.own_mean:
         del report.worst["gradient"]  # local SGD's ranks never hold the global one
-    for step, (a, b) in enumerate(zip(parallel.loader.steps(config.steps), serial.loader.steps(config.steps)), 1):
+    for step, (a, b) in enumerate(
+        zip(parallel.loader.steps(config.steps), serial.loader.steps(config.steps)), 1
+    ):
         _compare_step(report, comm, parallel, serial, a, b, step)
     _agree(report, comm)
     return report
@@ -119,19 +121,28 @@ def _prepare(config: TrainConfig, data: Data | None) -> Data:
     """Refuse settings under which a parallel run is not meant to equal the serial one; return the data."""
     local = config.aggregation == "local"
     if config.optimizer != "sgd":
-        raise UsageError(f"verify compares under --optimizer sgd: {config.optimizer} hides a gradient off by a factor")
+        raise UsageError(
+            f"verify compares under --optimizer sgd: {config.optimizer} hides a gradient off by a factor"
+        )
     if local and (config.average_every or 1) > 1:
-        raise UsageError("verify: averaging parameters every few steps is not serial training; use --average-every 1")
+        raise UsageError(
+            "verify: averaging parameters every few steps is not serial training; use --average-every 1"
+        )
     if local and config.momentum:
-        raise UsageError("verify: local SGD keeps each rank's own momentum, which serial training has not; use --momentum 0")
+        raise UsageError(
+            "verify: local SGD keeps each rank's own momentum, serial training has one; use --momentum 0"
+        )
     if local and config.clip:
-        raise UsageError("verify: local SGD clips each rank's own gradient, which is not serial clipping; use --clip 0")
+        raise UsageError(
+            "verify: local SGD clips each rank's own gradient, which is not serial clipping; use --clip 0"
+        )
     return load_data(config) if data is None else data
 
 
 def _serial(config: TrainConfig) -> TrainConfig:
     return replace(
-        config, dp=None, tp=1, sequence_parallel=False, convolution=None, zero=0, partition=None, devices=None,
+        config, dp=None, tp=1, sequence_parallel=False, convolution=None, zero=0, partition=None,
+        devices=None,
         speeds=None, memory=None, aggregation="all_reduce", average_every=None, accumulate=1, overlap=None,
     )  # fmt: skip
 
@@ -155,13 +166,21 @@ def _compare_step(
     serial.update(whole)
     state = parallel.strategy.held("data")
     buffers = {name: to_host(b.data) for name, b in parallel.model.named_buffers()}
-    expected_state = serial.strategy.held("data") | {n: to_host(b.data) for n, b in serial.model.named_buffers()}
+    expected_state = serial.strategy.held("data") | {
+        n: to_host(b.data) for n, b in serial.model.named_buffers()
+    }
     _compare(report, "weight", parallel, state | buffers, expected_state, scale, place)
     report.replicas_differ += _differing_replicas(comm, parallel, state | buffers)
 
 
 def _compare(
-    report: Report, kind: str, parallel: Job, ours: Mapping[str, Array], theirs: Mapping[str, Array], scale: float, place: str
+    report: Report,
+    kind: str,
+    parallel: Job,
+    ours: Mapping[str, Array],
+    theirs: Mapping[str, Array],
+    scale: float,
+    place: str,
 ) -> None:
     """Compare what this rank holds with its part of the serial arrays."""
     layouts = {name: p.layout for name, p in parallel.model.named_parameters() if p.layout is not None}

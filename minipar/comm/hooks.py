@@ -23,7 +23,7 @@ from minipar.comm.guard import Journal
 from minipar.comm.watchdog import Watchdog
 from minipar.errors import MiniparError
 
-SAME_ERROR_SECONDS = 0.3  # that rank 0 has to report an error which all ranks share
+ALIKE_SECONDS = 0.5  # that the ranks have to find out that all end for the same reason
 ABORT_SECONDS = 5.0  # that MPI has to end the job before this process ends by itself
 
 
@@ -47,7 +47,7 @@ class Hooks:
         self.watchdog.farewell("failed")
         sys.stdout.flush()
         sys.stderr.flush()
-        # MPI_Abort needs locks that a stuck rank may hold; the launcher ends the others when this one dies.
+        # MPI_Abort needs locks that a stuck rank may hold; mpirun ends the others when this process ends.
         last_resort = threading.Timer(ABORT_SECONDS, os._exit, [code])
         last_resort.daemon = True
         last_resort.start()
@@ -58,22 +58,31 @@ class Hooks:
         print(f"minipar: {text}", file=sys.stderr)
         self.end_job(MiniparError.exit_code)
 
+    def _end_after(self, reason: str, text: str, code: int) -> None:
+        """Print `text` and end the job. If all ranks end for the same reason, rank 0 does it for all."""
+        alike = self.watchdog.all_end_alike(reason, ALIKE_SECONDS)
+        if alike and self._journal.rank != 0:
+            time.sleep(ABORT_SECONDS)  # rank 0 ends this process before
+        else:
+            sys.stdout.flush()
+            sys.stderr.write(text)
+        self.end_job(code)
+
     def _uncaught(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None, thread: str = ""
     ) -> None:
-        place = self._journal.place() + thread
         code = 1
         if isinstance(error, MiniparError):
-            if self._journal.rank != 0:  # usually the same error on all ranks: once is enough
-                time.sleep(SAME_ERROR_SECONDS)
             text, code = f"{kind.__name__}: {error}", error.exit_code
         elif issubclass(kind, KeyboardInterrupt):
             text, code = "interrupted", 130
         else:
             text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-        sys.stdout.flush()
-        sys.stderr.write("".join(f"[{place}] {line}\n" for line in text.splitlines()))
-        self.end_job(code)
+        self._end_after(f"{kind.__name__}: {error}", self._prefixed(text, thread), code)
+
+    def _prefixed(self, text: str, thread: str = "") -> str:
+        place = self._journal.place() + thread
+        return "".join(f"[{place}] {line}\n" for line in text.splitlines())
 
     def _uncaught_in_thread(self, arguments: Any) -> None:
         if arguments.exc_type is not SystemExit:
@@ -91,6 +100,8 @@ class Hooks:
         code, entries = self._exit_code, self._journal.entries
         ended_by_exit = self._exit_after is (entries[-1] if entries else None)
         if code not in (None, 0) and ended_by_exit:  # else it was caught, and the program went on
-            print(f"[{self._journal.place()}] sys.exit({code!r})", file=sys.stderr)
-            self.end_job(code if isinstance(code, int) else 1)
+            message = f"{code}\n" if isinstance(code, str) else ""
+            reason = f"sys.exit({code!r})"
+            alike = self.watchdog.all_end_alike(reason, ALIKE_SECONDS)
+            ...
         self.watchdog.wait_for_all()

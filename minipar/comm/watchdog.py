@@ -69,6 +69,7 @@ class Watchdog:
         self._lines: dict[int, Line] = {}  # rank 0: to every other rank; elsewhere: to rank 0
         self._gone: set[int] = set()  # ranks that said farewell
         self._answers: dict[int, str] = {}
+        self._ends: dict[int, str] = {}  # why ranks end, where it is an error
         self._asked_at: float | None = None
         self._reason = ""
         self._all_finished = threading.Event()
@@ -152,6 +153,9 @@ class Watchdog:
                 self._lines[rank].send(state=self.journal.state())
             elif "overdue" in message:
                 self._ask(message["overdue"])
+            elif "ends" in message:
+                self._gone.add(rank)
+                self._note_end(rank, message["ends"])
             elif "farewell" in message:
                 self._gone.add(rank)
                 if message["farewell"] == "finished":
@@ -200,6 +204,20 @@ class Watchdog:
         if self.journal.rank != 0 and self._lines:
             self._lines[0].send(farewell=kind, state=self.journal.state())
 
+    def all_end_alike(self, text: str, seconds: float) -> bool:
+        """Return whether, within so many seconds, every rank ends for the reason that `text` gives."""
+        self._gone.add(0)
+        if self.journal.rank == 0:
+            self._note_end(0, text)
+        elif self._lines:
+            self._lines[0].send(ends=text)
+        return self._all_finished.wait(seconds)
+
+    def _note_end(self, rank: int, text: str) -> None:
+        self._ends[rank] = text
+        if len(self._ends) == self.journal.size and len(set(self._ends.values())) == 1:
+            self._release()
+
     def wait_for_all(self) -> None:
         """Return when every rank has finished; called at the interpreter's exit."""
         self.journal.finished = True
@@ -210,9 +228,12 @@ class Watchdog:
 
     def _let_go_if_all_finished(self) -> None:
         if self.journal.rank == 0 and self.journal.finished and set(self._lines) <= self._gone:
-            for line in self._lines.values():
-                line.send(released=True)
-            self._all_finished.set()
+            self._release()
+
+    def _release(self) -> None:
+        for line in self._lines.values():
+            line.send(released=True)
+        self._all_finished.set()
 
 
 def own_addresses() -> list[str]:

@@ -47,8 +47,8 @@ class Parameter(Tensor):
         if attribute == "data":
             if self.sharded is not None:
                 raise UsageError(
-                    f"parameter {self.name} {self.shape} lies in pieces on the ranks (ZeRO stage 3), whole only"
-                    " while its unit runs: call the Zero wrapper, not the model, or gather it with full()"
+                    f"parameter {self.name} {self.shape} lies in pieces on the ranks (ZeRO stage 3), whole"
+                    " only while its unit runs: call the Zero wrapper, not the model, or gather with full()"
                 )
             raise UsageError(
                 f"parameter {self.name or '(unnamed)'} {self.global_shape} has no values yet:"

@@ -49,8 +49,8 @@ class Bucket:
         for p, total in zip(self.params, self.sums):
             if p.grad is total:
                 raise UsageError(
-                    f"the gradient of {p.name!r} is summed over the ranks already: call zero_grad before the next"
-                    " backward, and run all but the last of several microbatches inside no_sync()"
+                    f"the gradient of {p.name!r} is summed over the ranks already: call zero_grad before the"
+                    " next backward, and run all but the last of several microbatches inside no_sync()"
                 )
         self.all_used_here = all(p.grad is not None for p in self.params)
         self.used[...] = 1 if self.all_used_here else 0

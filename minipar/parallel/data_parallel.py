@@ -58,12 +58,16 @@ class DataParallel:
         if aggregation not in AGGREGATIONS:
             raise UsageError(f"aggregation {aggregation!r} is unknown: use one of {', '.join(AGGREGATIONS)}")
         if aggregation == "master" and overlap:
-            raise UsageError("aggregation master sums after backward, so it cannot overlap; leave overlap out")
+            raise UsageError(
+                "aggregation master sums after backward, so it cannot overlap; leave overlap out"
+            )
         if bucket_mb <= 0:
             raise UsageError(f"bucket_mb = {bucket_mb} must be positive")
         for name, p in model.named_parameters():
             if not p.is_materialized:
-                raise UsageError(f"DataParallel: {name} has no values yet; call model.materialize(seed, dtype) first")
+                raise UsageError(
+                    f"DataParallel: {name} has no values yet; call model.materialize(seed, dtype) first"
+                )
         self.model, self.comm, self.aggregation = model, comm, aggregation
         self.overlap = aggregation == "all_reduce" if overlap is None else overlap
         self.params: list[Parameter] = [p for p in model.parameters() if p.requires_grad]
@@ -115,7 +119,9 @@ class DataParallel:
             UsageError: the model has batch norm, whose statistics would be those of one microbatch.
         """
         if self._batch_norms:
-            raise UsageError("batch norm mixes the samples of a batch, so microbatches change its result; use group norm")
+            raise UsageError(
+                "batch norm mixes the samples of a batch, so microbatches change its result; use group norm"
+            )
         before, self._synchronising = self._synchronising, False
         try:
             yield
@@ -129,8 +135,8 @@ class DataParallel:
         if run is not self._run:  # the first gradient of this backward
             if self._sent:
                 raise UsageError(
-                    "the backward before this one was broken off while its buckets were being summed: the sums may"
-                    " still write into the gradients; call detach() and wrap the model again"
+                    "the backward before this one was broken off while its buckets were being summed: the sums"
+                    " may still write into the gradients; call detach() and wrap the model again"
                 )
             self._run = run
             self._missing = [len(bucket.params) for bucket in self.buckets]

@@ -29,7 +29,9 @@ class LocalSGD:
 
     def __init__(self, model: Module, comm: Communicator, every: int = 1, bucket_mb: float = 4.0):
         if every < 1:
-            raise UsageError(f"LocalSGD: parameters are averaged every {every} steps; give a number of at least 1")
+            raise UsageError(
+                f"LocalSGD: parameters are averaged every {every} steps; give a number of at least 1"
+            )
         if any(isinstance(m, BatchNorm2d) for _, m in model.named_modules()):
             raise UsageError("LocalSGD: batch norm would keep other statistics on every rank; use group norm")
         self.model, self.comm, self.every = model, comm, every

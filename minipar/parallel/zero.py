@@ -197,7 +197,8 @@ class Zero:
             UsageError: the optimizer was not built on `shards()`.
         """
         known = {id(piece.tensor) for piece in self._pieces()}
-        if any(t.size and id(t) not in known for t in optimizer.tensors()):
+        strange = [t for t in optimizer.tensors() if id(t) not in known]
+        if any(isinstance(t, Parameter) or t.size for t in strange):
             raise UsageError("Zero: build the optimizer on the tensors of shards(), not on the parameters")
         optimizer.step()
         self._spread()

@@ -230,6 +230,7 @@ def results_belong_to_the_receiver(comm: Communicator) -> None:
     results = [comm.all_reduce(x), comm.broadcast(x), comm.all_gather(x), comm.reduce_scatter(x)]
     results += comm.all_to_all([x] * comm.size)
     results.append(comm.scatter([x] * comm.size if comm.rank == 0 else None))
+    results += comm.gather(x) or []
     before = [result.copy() for result in results]
     x[:] = -1.0
     comm.barrier()

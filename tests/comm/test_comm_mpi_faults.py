@@ -190,12 +190,13 @@ def outside_any_launcher() -> dict[str, str]:
 def test_open_mpis_mpirun_is_noticed_before_mpich_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PMI_SIZE", "MPI4PY_LIBMPI", "MPI4PY_MPIABI"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("minipar.comm.launch._installed", lambda name: name == "mpich")
+    module = sys.modules[refuse_foreign_launcher.__module__]  # the package has a function of its name
+    monkeypatch.setattr(module, "_installed", lambda name: name == "mpich")
     refuse_foreign_launcher()
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     with pytest.raises(UsageError, match="mpirun is Open MPI's, but mpi4py uses MPICH"):
         refuse_foreign_launcher()
-    monkeypatch.setattr("minipar.comm.launch._installed", lambda name: True)
+    monkeypatch.setattr(module, "_installed", lambda name: True)
     refuse_foreign_launcher()
 
 

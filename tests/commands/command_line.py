@@ -38,7 +38,9 @@ def minipar(*words: object) -> Outcome:
 
 def process(*words: object, limit: float = 60.0, **environment: str) -> Outcome:
     """Run `python -m minipar ...` as a process of its own."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR", "OMPI"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PMI", "MINIPAR", "OMPI"))
+    }
     job = subprocess.run(
         [sys.executable, "-m", "minipar", *map(str, words)],
         env={**inherited, **environment},

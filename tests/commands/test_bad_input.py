@@ -146,8 +146,8 @@ def test_an_out_that_cannot_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("aggregation", ("all_reduce", "master", "local"))
 def test_a_loss_that_is_no_number_ends_the_training(aggregation: str, tmp_path: Path) -> None:
     done = minipar(
-        "train", "mlp", *SMALL["mlp"], "--steps", 9, "--lr", 1e30, "--optimizer", "sgd", "--warmup", 0, "--ranks", 2,
-        "--aggregation", aggregation, "--out", tmp_path,
+        "train", "mlp", *SMALL["mlp"], "--steps", 9, "--lr", 1e30, "--optimizer", "sgd", "--warmup", 0,
+        "--ranks", 2, "--aggregation", aggregation, "--out", tmp_path,
     )  # fmt: skip
     assert_one_line(done, 1, "step ", "lower --lr (now 1e+30)")
 
@@ -160,11 +160,21 @@ def test_a_loss_that_is_no_number_ends_the_training(aggregation: str, tmp_path: 
     ("words", "code", "said"),
     [
         (("verify", "mlp", "--frob"), 2, "No such option: --frob"),
-        (("verify", "mlp", "--ranks", 3), 2, "--ranks 3 inside an MPI job of 2: leave it out, or start 3 ranks"),
-        (("train", "mlp", "--data", "DATA", "--lr", "1e30", "--optimizer", "sgd", "--out", "OUT"), 1, "lower --lr"),
+        (
+            ("verify", "mlp", "--ranks", 3),
+            2,
+            "--ranks 3 inside an MPI job of 2: leave it out, or start 3 ranks",
+        ),
+        (
+            ("train", "mlp", "--data", "DATA", "--lr", "1e30", "--optimizer", "sgd", "--out", "OUT"),
+            1,
+            "lower --lr",
+        ),
     ],
 )
-def test_the_ranks_of_an_mpi_job_tell_it_once(words: tuple[object, ...], code: int, said: str, tmp_path: Path) -> None:
+def test_the_ranks_of_an_mpi_job_tell_it_once(
+    words: tuple[object, ...], code: int, said: str, tmp_path: Path
+) -> None:
     folder = idx_folder(tmp_path / "idx")  # quicker to load than the digits
     words = tuple({"OUT": tmp_path / "run", "DATA": folder}.get(word, word) for word in words)
     assert_one_line(process("run", "-n", 2, *words), code, said)

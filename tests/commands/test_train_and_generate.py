@@ -61,7 +61,17 @@ def assert_whole(run: Path, steps: int, ranks: int) -> None:
 @pytest.mark.parametrize("aggregation", ("master", "local"))
 def test_other_aggregations_train(aggregation: str, tmp_path: Path) -> None:
     done = minipar(
-        "train", "mlp", *SMALL["mlp"], "--steps", 3, "--ranks", 2, "--aggregation", aggregation, "--out", tmp_path
+        "train",
+        "mlp",
+        *SMALL["mlp"],
+        "--steps",
+        3,
+        "--ranks",
+        2,
+        "--aggregation",
+        aggregation,
+        "--out",
+        tmp_path,
     )
     assert done.code == 0, done
     assert [row["grad_norm"] is None for row in metrics(tmp_path)] == [aggregation == "local"] * 3
@@ -102,14 +112,19 @@ def test_a_text_without_the_usual_prompt_gets_another(tmp_path: Path) -> None:
 
 
 def test_generate_continues_the_prompt_the_same_for_a_seed(gpt_run: Path) -> None:
-    texts = [minipar("generate", gpt_run, "--prompt", "def ", "--tokens", 40, "--seed", seed) for seed in (1, 1, 2)]
+    texts = [
+        minipar("generate", gpt_run, "--prompt", "def ", "--tokens", 40, "--seed", seed) for seed in (1, 1, 2)
+    ]
     assert [done.code for done in texts] == [0, 0, 0]
     assert texts[0].out == texts[1].out != texts[2].out
     assert all(done.out.startswith("def ") and len(done.out) == 4 + 40 + 1 for done in texts)
 
 
 def test_generate_at_temperature_zero_takes_the_likeliest(gpt_run: Path) -> None:
-    cold = [minipar("generate", gpt_run, "--tokens", 20, "--temperature", 0, "--seed", seed).out for seed in (1, 2)]
+    cold = [
+        minipar("generate", gpt_run, "--tokens", 20, "--temperature", 0, "--seed", seed).out
+        for seed in (1, 2)
+    ]
     greedy = minipar("generate", gpt_run, "--tokens", 20, "--top-k", 1, "--seed", 3).out
     assert cold[0] == cold[1] == greedy
 

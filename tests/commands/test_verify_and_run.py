@@ -1,4 +1,4 @@
-"""`minipar verify` exits 1 when anything differs; `minipar run` starts ranks and passes on what they return."""
+"""`minipar verify` exits 1 when anything differs; `minipar run` starts ranks and passes on exit codes."""
 
 import copy
 import re
@@ -90,7 +90,12 @@ def test_a_report_holds_only_if_something_was_compared() -> None:
 
 def test_the_measure_has_a_floor_and_sees_shapes_and_nan() -> None:
     serial = {"a": np.array([2.0, 1.0]), "zero": np.zeros(2), "nan": np.ones(1), "shape": np.ones(2)}
-    parallel = {"a": np.array([2.0, 1.2]), "zero": np.full(2, 1e-9), "nan": np.full(1, np.nan), "shape": np.ones(3)}
+    parallel = {
+        "a": np.array([2.0, 1.2]),
+        "zero": np.full(2, 1e-9),
+        "nan": np.full(1, np.nan),
+        "shape": np.ones(3),
+    }
     errors = dict(relative_errors(parallel, serial, scale=10.0))
     assert errors["a"] == pytest.approx(0.1) and errors["zero"] == pytest.approx(1e-7)
     assert errors["shape"] == float("inf")
@@ -137,7 +142,9 @@ def test_run_starts_a_minipar_command() -> None:
 
 
 def test_run_refuses_what_cannot_be(tmp_path: Path) -> None:
-    assert_one_line(minipar("run", "-n", 2, tmp_path / "none.py"), 2, "none.py' is neither a file nor a command")
+    assert_one_line(
+        minipar("run", "-n", 2, tmp_path / "none.py"), 2, "none.py' is neither a file nor a command"
+    )
     assert_one_line(minipar("run", "-n", 2), 2, "neither a file nor a command")
     assert_one_line(minipar("run", "-n", 0, __file__), 2, "-n is 0")
     assert_one_line(minipar("run", "-n", 2, "--timeout", -1, __file__), 2, "--timeout is -1")

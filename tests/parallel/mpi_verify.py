@@ -22,7 +22,12 @@ CONFIGURATIONS = {
     "gpt": {"model": "gpt", "bucket_mb": 0.02},
     "gpt, untied, dropout, microbatches": {"model": "gpt", "tied": False, "dropout": 0.1, "accumulate": 2},
     "gpt, master": {"model": "gpt", "aggregation": "master", "steps": 3},
-    "gpt, no overlap, one parameter a bucket": {"model": "gpt", "overlap": False, "bucket_mb": 1e-9, "steps": 3},
+    "gpt, no overlap, one parameter a bucket": {
+        "model": "gpt",
+        "overlap": False,
+        "bucket_mb": 1e-9,
+        "steps": 3,
+    },
 }
 
 

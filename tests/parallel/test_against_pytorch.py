@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the parity tests need PyTorch")
@@ -63,7 +62,8 @@ def gpt(w: Weights, ids: Any) -> Any:
 
 
 FORWARD = {
-    "mlp": mlp, "convnet": convnet("group"), "convnet-batch-norm": convnet("batch"), "gpt-tied": gpt, "gpt-untied": gpt,
+    "mlp": mlp, "convnet": convnet("group"), "convnet-batch-norm": convnet("batch"),
+    "gpt-tied": gpt, "gpt-untied": gpt,
 }  # fmt: skip
 
 

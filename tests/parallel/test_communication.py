@@ -177,7 +177,11 @@ class Branches(nn.Module):
         return ops.sum(x * x)
 
 
-USES = {"some ranks": ((0, 1), (1,), (1, 0)), "no rank": ((1,), (1,), (1,)), "one rank": ((0, 1, 2), (1,), (1,))}
+USES = {
+    "some ranks": ((0, 1), (1,), (1, 0)),
+    "no rank": ((1,), (1,), (1,)),
+    "one rank": ((0, 1, 2), (1,), (1,)),
+}
 
 
 def updates(model: nn.Module) -> optim.Optimizer:

@@ -52,8 +52,12 @@ def test_buckets_of_any_size_are_bitwise_the_same(bucket_mb: float, overlap: boo
     reference = default_buckets()
     for steps in found:
         for a, b in zip(steps, reference):
-            assert {n: g.tobytes() for n, g in a.gradients.items()} == {n: g.tobytes() for n, g in b.gradients.items()}
-            assert {n: w.tobytes() for n, w in a.state.items()} == {n: w.tobytes() for n, w in b.state.items()}
+            assert {n: g.tobytes() for n, g in a.gradients.items()} == {
+                n: g.tobytes() for n, g in b.gradients.items()
+            }
+            assert {n: w.tobytes() for n, w in a.state.items()} == {
+                n: w.tobytes() for n, w in b.state.items()
+            }
 
 
 @functools.cache
@@ -104,7 +108,9 @@ def test_the_master_s_values_are_everywhere_at_the_start_frozen_ones_included() 
         DataParallel(model, world())
         return model.state_dict()
 
-    expected = {name: value.tobytes() for name, value in build("convnet-batch-norm", seed=0).state_dict().items()}
+    expected = {
+        name: value.tobytes() for name, value in build("convnet-batch-norm", seed=0).state_dict().items()
+    }
     for state in launch(program, 3):
         assert {name: value.tobytes() for name, value in state.items()} == expected
 
@@ -172,7 +178,9 @@ def test_models_that_differ_are_refused_before_anything_is_sent() -> None:
     def program() -> None:
         DataParallel(nn.Linear(3, 2 + world().rank).materialize(0), world())
 
-    with pytest.raises(Exception, match=r"rank 0 called broadcast #1.*rank 1 called broadcast #1.*differ in shape"):
+    with pytest.raises(
+        Exception, match=r"rank 0 called broadcast #1.*rank 1 called broadcast #1.*differ in shape"
+    ):
         launch(program, 2)
 
 

@@ -26,7 +26,9 @@ MODELS: dict[str, Callable[[], Model]] = {
     "convnet": lambda: ConvNet(ConvNetConfig(channels=2, size=6, classes=5, width=4, layers=2, groups=2)),
     "convnet-batch-norm": lambda: ConvNet(ConvNetConfig(2, 6, 5, width=4, layers=2, norm="batch")),
     "gpt-tied": lambda: GPT(GPTConfig(vocab=11, seq_len=6, width=8, layers=2, heads=2, dropout=0.1)),
-    "gpt-untied": lambda: GPT(GPTConfig(vocab=11, seq_len=6, width=8, layers=1, heads=2, dropout=0.1, tied=False)),
+    "gpt-untied": lambda: GPT(
+        GPTConfig(vocab=11, seq_len=6, width=8, layers=1, heads=2, dropout=0.1, tied=False)
+    ),
 }
 
 
@@ -87,10 +89,16 @@ def serial(
 
 
 def data_parallel(
-    comm: Communicator, kind: str, dtype: str = "float64", *, microbatches: int = 1,
-    optimizer: Callable[[Model], optim.Optimizer] = sgd, steps: int = STEPS, **options: Any,
+    comm: Communicator,
+    kind: str,
+    dtype: str = "float64",
+    *,
+    microbatches: int = 1,
+    optimizer: Callable[[Model], optim.Optimizer] = sgd,
+    steps: int = STEPS,
+    **options: Any,
 ) -> list[Step]:
-    """One rank's part of the same; every rank starts from a seed of its own, so that the broadcast matters."""
+    """One rank's part of the same; every rank has a seed of its own, so that the broadcast matters."""
     model = build(kind, dtype, SEED + comm.rank)
     parallel, update, steps_taken = DataParallel(model, comm, **options), optimizer(model), []
     for step, (inputs, targets) in enumerate(batches(kind, dtype, steps)):
@@ -101,7 +109,9 @@ def data_parallel(
             part = share(mine.stop - mine.start, i, microbatches)
             part = slice(mine.start + part.start, mine.start + part.stop)
 
-            def backward(part: slice = part, step: int = step, inputs: Any = inputs, targets: Any = targets) -> float:
+            def backward(
+                part: slice = part, step: int = step, inputs: Any = inputs, targets: Any = targets
+            ) -> float:
                 with random.at(seed=SEED, step=step, first_sample=part.start):
                     loss = loss_sum(model, inputs[part], targets[part]) / targets.size
                     loss.backward()
@@ -125,7 +135,7 @@ def on_threads(ranks: int, kind: str, dtype: str = "float64", **options: Any) ->
 
 
 def worst_error(ours: Arrays, theirs: Arrays, scale: float) -> tuple[float, str]:
-    """The largest max|a - b| / max(max|b|, 1e-3 scale) over all tensors, and where; both have the same names."""
+    """The largest max|a - b| / max(max|b|, 1e-3 scale) over all tensors, and where."""
     assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
     errors = {}
     for name, b in theirs.items():

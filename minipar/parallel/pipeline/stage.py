@@ -1,0 +1,94 @@
+"""What one rank holds of a pipelined model: the blocks of its virtual stages, and copies of tied weights.
+
+With p ranks and v chunks the model is cut into p·v virtual stages; rank r holds the stages r, r + p, r + 2p, …
+Weights of other stages are freed, or never come to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from minipar.backend import array_module
+from minipar.comm.interface import Communicator
+from minipar.errors import UsageError
+from minipar.models import Model
+from minipar.nn import BatchNorm2d, Module, Parameter
+
+
+class Stage(Module):
+    """The part of a model that one rank of the pipeline runs; its parameters keep the serial model's names.
+
+    Args:
+        model: the serial model, without values.
+        pp: the ranks of the pipeline, in the order of the stages.
+        cuts: the blocks of each virtual stage, p·v ranges.
+
+    Attributes:
+        chunks: this rank's lists of blocks, one for each chunk.
+        owned: the names of the held parameters that count here: a tied one counts where it is used first.
+        tied: (parameter, the ranks that hold a copy of it).
+
+    Raises:
+        UsageError: cuts that are not one range for each virtual stage, or batch norm.
+    """
+
+    def __init__(self, model: Model, pp: Communicator, cuts: Sequence[range]):
+        if len(cuts) % pp.size:
+            raise UsageError(f"pipeline: {len(cuts)} virtual stages do not divide by {pp.size} ranks")
+        norms = [name for name, m in model.named_modules() if isinstance(m, BatchNorm2d)]
+        if norms:
+            raise UsageError(f"pipeline: {norms[0]} is batch norm, which mixes the samples of a batch; microbatches would change its result; use group norm")
+        model.assign_paths()
+        self.serial = [model]  # in a list: referred to, not owned
+        self.pp = [pp]
+        held = range(pp.rank, len(cuts), pp.size)
+        self.chunks = [model.blocks[cuts[k].start : cuts[k].stop] for k in held]
+        self.blocks = [block for chunk in self.chunks for block in chunk]
+        here = {id(p) for block in self.blocks for p in block.parameters()}
+        self.held = {name: p for name, p in model.named_parameters() if id(p) in here}
+        users = {name: _ranks_using(p, model, cuts, pp.size) for name, p in model.named_parameters()}
+        self.owned = {name for name in self.held if users[name][0] == pp.rank}
+        self.tied: list[tuple[Parameter, Communicator]] = []
+        for name, ranks in users.items():
+            if len(ranks) > 1:
+                group = pp.split(0 if pp.rank in ranks else None, name="tied")
+                if group is not None:
+                    self.tied.append((self.held[name], group))
+
+    def materialize(self, seed: int, dtype: Any = "float32", device: str = "cpu") -> Stage:
+        """Give the held parameters their values, bitwise the serial initialisation's."""
+        for name, p in self.held.items():
+            p.materialize(seed, name, dtype, device)
+        return self
+
+    def assign_paths(self) -> None:
+        """Keep the serial model's paths."""
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        yield prefix, self
+        for i, block in enumerate(self.blocks):
+            yield from block.named_modules(f"{prefix}.{i}" if prefix else str(i))
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        yield from self.held.items()
+
+    def sum_tied(self) -> None:
+        """Make each tied weight's gradient the sum over all its uses, bitwise the same on every holder."""
+        for p, group in self.tied:
+            g = array_module(p.data).zeros_like(p.data) if p.grad is None else p.grad
+            total = group.all_reduce(g)
+            if p.grad is not None:
+                p.grad[...] = total
+            else:
+                p.grad = total
+
+
+def _ranks_using(p: Parameter, model: Model, cuts: Sequence[range], ranks: int) -> list[int]:
+    """Return the ranks whose blocks use a parameter, the rank of its first use first."""
+    found: list[int] = []
+    for k, cut in enumerate(cuts):
+        for block in model.blocks[cut.start : cut.stop]:
+            if k % ranks not in found and any(q is p for q in block.parameters()):
+                found.append(k % ranks)
+    return found

@@ -1,0 +1,298 @@
+"""Convolutions cut by channel and by image region equal the serial one in value and every gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minipar import Tensor, launch, ops, world
+from minipar.comm.interface import balanced
+from minipar.errors import UsageError
+from minipar.models import ConvNet, ConvNetConfig
+from minipar.nn import Conv2d, GlobalAvgPool2d, GroupNorm, Module
+from minipar.parallel.conv_parallel import (
+    InputChannels,
+    OutputChannels,
+    RegionConv,
+    RegionGroupNorm,
+    RegionPool,
+    RegionScatter,
+    intervals,
+    needed,
+    overlap,
+)
+from minipar.parallel.plans import default_plan
+from minipar.parallel.tensor_parallel import Plan, parallelize
+from tests.parallel.tensor_runs import equals_serial, serial
+
+property_test = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("cut", ["output", "input", "region"])
+def test_convnet_equals_serial(cut: str, ranks: int) -> None:
+    """5 ranks: more than the image's 3 channels, and than the last block's rows."""
+    serial("convnet", 6)
+    launch(lambda: equals_serial(world(), "convnet", steps=6, convolution=cut), ranks, timeout=30)
+
+
+@pytest.mark.parametrize("cut", ["output", "input", "region"])
+def test_convnet_recomputed_and_accumulated(cut: str) -> None:
+    serial("convnet", 3)
+    options: dict[str, Any] = {"steps": 3, "convolution": cut, "recomputed": True, "pieces": 2}
+    launch(lambda: equals_serial(world(), "convnet", **options), 3, timeout=30)
+
+
+# --- By channel ---------------------------------------------------------------------------------------------
+
+
+def run_layer(layer: Conv2d, x: np.ndarray, g: np.ndarray, style: Any) -> dict[str, np.ndarray]:
+    if style is not None:
+        parallelize(layer, world(), {"": style})
+    layer.materialize(3, "float64")
+    leaf = Tensor(x, requires_grad=True)
+    y = layer(leaf)
+    y.backward(g)
+    found = {"y": y.data, "x": leaf.grad}
+    for name, p in layer.named_parameters():
+        found[name] = p.grad if p.layout is None else p.layout.whole(p.grad, p.global_shape)
+    return found
+
+
+@pytest.mark.parametrize("style", [OutputChannels(), InputChannels()], ids=["output", "input"])
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_channels(style: Any, ranks: int, bias: bool) -> None:
+    """2 channels in, 3 out: fewer than ranks; a gradient that all ranks hold alike."""
+    rng = np.random.default_rng(0)
+
+    def make() -> Conv2d:
+        return Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), bias=bias)
+
+    x, g = rng.standard_normal((2, 2, 6, 7)), rng.standard_normal((2, 3, 3, 5))
+    expected = run_layer(make(), x, g, None)
+    for found in launch(lambda: run_layer(make(), x, g, style), ranks):
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, rtol=1e-12, atol=1e-13, err_msg=key)
+
+
+def test_channels_of_a_grouped_convolution_are_refused() -> None:
+    def run(style: Any) -> str:
+        with pytest.raises(UsageError) as error:
+            parallelize(Conv2d(4, 4, 3, groups=2), world(), {"": style})
+        return str(error.value)
+
+    message = ": 2 groups are not offered cut by channel; use groups=1"
+    for style in (OutputChannels(), InputChannels()):
+        assert launch(run, 2, style) == [message] * 2
+
+
+# --- By region ----------------------------------------------------------------------------------------------
+
+
+def test_needed_rows_by_hand() -> None:
+    """3 × 3 with padding 1 on 9 rows over 3 ranks: one row of halo on each inner side."""
+    wanted = [needed(out, 9, 3, 1, 1, 1) for out in intervals(9, 3)]
+    assert wanted == [((0, 4), (1, 0)), ((2, 7), (0, 0)), ((5, 9), (0, 1))]
+    assert overlap((3, 6), (2, 7)) == (0, 3) and overlap((3, 6), (5, 9)) == (2, 3)
+    assert overlap((3, 6), (6, 9)) == (0, 0)
+    # A 1 × 1 window with padding 2 reads nothing but padding at either end.
+    assert needed((0, 1), 3, 1, 1, 2, 1) == ((0, 0), (1, 0))
+    assert needed((6, 7), 3, 1, 1, 2, 1) == ((3, 3), (0, 1))
+    assert needed((4, 4), 3, 1, 1, 2, 1) == ((0, 0), (0, 0))
+
+
+class Regions(Module):
+    """Layers with an entrance, so that the plan can cut the image there."""
+
+    def __init__(self, *layers: Module):
+        self.a = layers[0]
+        self.b = layers[1] if len(layers) > 1 else None
+        self.enter = Module()
+        self.enter.forward = lambda x: x  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.enter(x))
+        return y if self.b is None else self.b(y)
+
+
+def run_regions(make: Any, x: np.ndarray, g: np.ndarray | None, plan: Plan | None) -> dict[str, np.ndarray]:
+    """Value and gradients; by region, y's rows are those of all ranks, and g is cut like y."""
+    model: Module = make()
+    if plan is not None:
+        parallelize(model, world(), {"enter": RegionScatter(), **plan})
+    model.materialize(3, "float64")
+    for p in model.parameters():
+        p.assign_(p.data + np.linspace(-0.3, 0.4, p.size).reshape(p.shape))  # also norms start uneven
+    leaf = Tensor(x, requires_grad=True)
+    y = model(leaf)
+    rows = [y.shape[2]] if plan is None or y.ndim == 2 else world().all_gather_object(y.shape[2])
+    g = np.random.default_rng(9).standard_normal((*y.shape[:2], sum(rows), *y.shape[3:])) if g is None else g
+    if len(rows) > 1:
+        assert rows == balanced(sum(rows), len(rows))
+        start = sum(rows[: world().rank])
+        y.backward(g[:, :, start : start + rows[world().rank]])
+        whole = np.concatenate([part for part in world().all_gather_object(y.data)], axis=2)
+    else:
+        y.backward(g)
+        whole = y.data
+    return {"y": whole, "x": leaf.grad, **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def compare_regions(make: Any, x: np.ndarray, ranks: int, plan: Plan, g: np.ndarray | None = None) -> None:
+    expected = run_regions(make, x, g, None)
+    for found in launch(run_regions, ranks, make, x, g, plan if ranks > 1 else None, timeout=20):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            scale = np.abs(value).max(initial=1e-3)
+            assert found[key].shape == value.shape, key
+            assert np.abs(found[key] - value).max(initial=0.0) <= 1e-11 * scale, key
+
+
+@property_test
+@given(
+    ranks=st.integers(2, 5),
+    height=st.integers(1, 11),
+    kernel=st.sampled_from([1, 2, 3, 5]),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    groups=st.integers(1, 2),
+    bias=st.booleans(),
+)
+def test_region_convolution(
+    ranks: int, height: int, kernel: int, stride: int, padding: int, dilation: int, groups: int, bias: bool
+) -> None:
+    if height + 2 * padding < dilation * (kernel - 1) + 1:
+        height += dilation * (kernel - 1)
+    width = 3 + dilation * (kernel - 1)
+    x = np.random.default_rng(height).standard_normal((2, 2, height, width))
+
+    def make() -> Module:
+        return Regions(Conv2d(2, 4, kernel, stride, padding, dilation, groups, bias))
+
+    compare_regions(make, x, ranks, {"a": RegionConv()})
+
+
+@pytest.mark.parametrize(
+    ("height", "kernel", "stride", "padding", "dilation", "ranks"),
+    [
+        (5, 5, 1, 2, 2, 5),  # halo of 4 rows, each rank has one: it reaches beyond its neighbours
+        (3, 3, 2, 1, 1, 5),  # two output rows, five ranks
+        (2, 1, 1, 2, 1, 4),  # output rows that read padding only
+        (9, 2, 3, 0, 1, 4),  # rows that nobody reads
+        (1, 1, 1, 0, 1, 3),
+    ],
+)
+def test_region_convolution_corners(
+    height: int, kernel: int, stride: int, padding: int, dilation: int, ranks: int
+) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 2, height, 9))
+
+    def make() -> Module:
+        return Regions(Conv2d(2, 3, (kernel, 3), (stride, 2), (padding, 1), (dilation, 1)))
+
+    compare_regions(make, x, ranks, {"a": RegionConv()})
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("height", [2, 5, 8])
+def test_region_group_norm(height: int, ranks: int) -> None:
+    x = 3 + np.random.default_rng(1).standard_normal((2, 6, height, 3))
+    compare_regions(lambda: Regions(GroupNorm(3, 6)), x, ranks, {"a": RegionGroupNorm()})
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("height", [1, 4, 7])
+def test_region_pool(height: int, ranks: int) -> None:
+    rng = np.random.default_rng(2)
+    x, g = rng.standard_normal((2, 2, height, 3)), rng.standard_normal((2, 3))
+    plan = {"a": RegionConv(), "b": RegionPool()}
+    compare_regions(lambda: Regions(Conv2d(2, 3, 3, 2, 1), GlobalAvgPool2d()), x, ranks, plan, g)
+
+
+def test_region_traffic() -> None:
+    """A 3 × 3 convolution: one exchange each way, whose halo is a row at each cut, and the weight's sum."""
+
+    def run() -> list[dict]:
+        comm, found = world(), []
+        model = Regions(Conv2d(2, 4, 3, padding=1, bias=False))
+        parallelize(model, comm, {"enter": RegionScatter(), "a": RegionConv()}).materialize(0)
+        x = Tensor(np.ones((1, 2, 6, 5), "float32"))
+        for _ in range(2):
+            y = model(x)
+            found.append({op: counts[:2] for (op, _), counts in comm.ledger.as_dict().items()})
+            comm.ledger.reset()
+        y.sum().backward()
+        return [*found, {op: counts[:2] for (op, _), counts in comm.ledger.as_dict().items()}]
+
+    for rank, (first, again, backward) in enumerate(launch(run, 3)):
+        rows = 2 + (2 if rank == 1 else 1)  # its own two, and one to each neighbour
+        halo = {"all_to_all": (1, 10 * rows)}
+        assert first == {"all_reduce": (1, 1), **halo}  # the image's height, found once
+        assert again == halo
+        assert backward == {"all_reduce": (1, 72)}  # the image wants no gradient
+
+
+def test_group_norm_traffic() -> None:
+    def run() -> list[dict]:
+        comm, model = world(), Regions(GroupNorm(3, 6))
+        parallelize(model, comm, {"enter": RegionScatter(), "a": RegionGroupNorm()}).materialize(0)
+        x = Tensor(np.ones((2, 6, 4, 3), "float32"), requires_grad=True)
+        model(x)
+        comm.ledger.reset()
+        y = model(x)
+        forward = comm.ledger.elements("all_reduce"), comm.ledger.calls()
+        comm.ledger.reset()
+        y.sum().backward()
+        return [forward, (comm.ledger.elements("all_reduce"), comm.ledger.calls())]
+
+    # Sums and squares of 2 × 3 groups; back both at once, weight, bias, and the image's gradient gathered.
+    assert launch(run, 2) == [[(12, 2), (12 + 6 + 6, 4)]] * 2
+
+
+def test_group_norm_of_half_precision_images() -> None:
+    """Squares of 300 add up beyond float16's 65,504."""
+    x = (300 * np.random.default_rng(0).standard_normal((1, 4, 8, 8))).astype("float16")
+    expected = ops.group_norm(Tensor(x), 2, Tensor(np.ones(4, "float16")), Tensor(np.zeros(4, "float16")))
+
+    def run() -> np.ndarray:
+        model = Regions(GroupNorm(2, 4))
+        parallelize(model, world(), {"enter": RegionScatter(), "a": RegionGroupNorm()})
+        return model.materialize(0, "float16")(Tensor(x)).data
+
+    parts = launch(run, 2)
+    assert parts[0].dtype == "float16"
+    np.testing.assert_allclose(np.concatenate(parts, axis=2), expected.data, atol=4e-3)
+
+
+def test_a_region_that_is_not_the_rank_s_own_is_refused() -> None:
+    def run() -> str:
+        layer = Conv2d(1, 1, 3, padding=1)
+        parallelize(layer, world(), {"": RegionConv()}).materialize(0)
+        with pytest.raises(UsageError) as error:
+            layer(Tensor(np.zeros((1, 1, 1 + 3 * world().rank, 3), "float32")))
+        return str(error.value)
+
+    assert launch(run, 2) == [
+        ": rank 0 has 1 rows, not 3 of the image's 5",
+        ": rank 1 has 4 rows, not 2 of the image's 5",
+    ]
+
+
+def test_a_window_larger_than_the_image_is_refused_as_in_serial() -> None:
+    def run() -> None:
+        model = ConvNet(ConvNetConfig(1, 4, 3, 4, 1, groups=2))
+        model.stem.conv = Conv2d(1, 4, 9, padding=1, bias=False)
+        if world().size > 1:
+            parallelize(model, world(), default_plan(model, convolution="region"))
+        model.materialize(0)
+        with pytest.raises(ValueError, match="does not fit an image of"):
+            model(Tensor(np.zeros((1, 1, 4, 4), "float32")))
+
+    for ranks in (1, 2):
+        launch(run, ranks)

@@ -1,0 +1,113 @@
+"""Small trainings under ZeRO and the plain serial ones beside them, recorded step by step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minipar import Tensor, launch, optim, random, world
+from minipar.comm import Communicator
+from minipar.data.batch import share
+from minipar.models import MLP, MLPConfig, Model
+from minipar.parallel.zero import Zero
+from tests.parallel import training_runs
+from tests.parallel.training_runs import SEED, Arrays, Step, batches, gradients, loss_sum
+
+STEPS = 4
+Build = Callable[[list[Tensor]], optim.Optimizer]
+
+OPTIMIZERS: dict[str, Build] = {
+    "sgd": lambda ts: optim.SGD(ts, lr=0.1, weight_decay=0.01),
+    "momentum": lambda ts: optim.SGD(ts, lr=0.1, momentum=0.9),
+    "adam": lambda ts: optim.Adam(ts, lr=0.01),
+    "adamw": lambda ts: optim.AdamW(ts, lr=0.01),
+}
+
+
+def make(kind: str) -> Model:
+    """A model without values; "uneven" has weights of 7 × 15 and 7 × 7, which no number of ranks divides."""
+    if kind == "uneven":
+        return MLP(MLPConfig(inputs=15, classes=5, width=7, layers=3))
+    return training_runs.MODELS[kind]()
+
+
+def data(kind: str, steps: int = STEPS) -> list[tuple[np.ndarray, np.ndarray]]:
+    if kind != "uneven":
+        return batches(kind, steps=steps)
+    rng = np.random.default_rng(2)
+    return [(rng.standard_normal((n, 15)), rng.integers(0, 5, n)) for n in (7, 7, 4, 7)[:steps]]
+
+
+def serial(kind: str, optimizer: str = "sgd", clip: float = 0.0, steps: int = STEPS) -> list[Step]:
+    """The plain loop over the plain model."""
+    model = make(kind).materialize(SEED, "float64")
+    update, taken = OPTIMIZERS[optimizer](list(model.parameters())), []
+    for step, (inputs, targets) in enumerate(data(kind, steps)):
+        model.zero_grad()
+        with random.at(seed=SEED, step=step, first_sample=0):
+            loss = loss_sum(model, inputs, targets) / targets.size
+            loss.backward()
+        found = gradients(model)
+        if clip:
+            optim.clip_grad_norm_(model.parameters(), clip)
+        update.step()
+        taken.append(Step(loss.item(), found, model.state_dict()))
+    return taken
+
+
+def loss_of(zero: Zero, inputs: np.ndarray, targets: np.ndarray) -> Tensor:
+    """The sum of the losses of these samples."""
+    return zero.model.loss(zero(inputs if inputs.dtype.kind == "i" else Tensor(inputs)), targets)
+
+
+def microbatches(
+    zero: Zero, inputs: np.ndarray, targets: np.ndarray, step: int, k: int, rank: int, ranks: int
+) -> float:
+    """Forward and backward of this rank's share of a batch in k pieces; returns its part of the mean loss."""
+    mine, total = share(len(inputs), rank, ranks), 0.0
+    for i in range(k):
+        part = share(mine.stop - mine.start, i, k)
+        part = slice(mine.start + part.start, mine.start + part.stop)
+        waiting = zero.no_sync() if i < k - 1 else contextlib.nullcontext()
+        with waiting, random.at(seed=SEED, step=step, first_sample=part.start):
+            loss = loss_of(zero, inputs[part], targets[part]) / targets.size
+            loss.backward()
+        total += loss.item()
+    return total
+
+
+def train(
+    comm: Communicator, kind: str, stage: int, optimizer: str = "sgd", *, k: int = 1, clip: float = 0.0,
+    steps: int = STEPS, materialized: bool = False, model: Model | None = None, **options: Any,
+) -> list[Step]:
+    """One rank's part of the same under ZeRO, unmaterialised unless told otherwise."""
+    model = make(kind) if model is None else model
+    if materialized:  # each rank from a seed of its own but the first, whose values count
+        zero = Zero(model.materialize(SEED + comm.rank, "float64"), comm, stage, **options)
+    else:
+        zero = Zero(model, comm, stage, **options).materialize(SEED, "float64")
+    update, taken = OPTIMIZERS[optimizer]([t for _, t in zero.shards()]), []
+    for step, (inputs, targets) in enumerate(data(kind, steps)):
+        zero.zero_grad()
+        total = microbatches(zero, inputs, targets, step, k, comm.rank, comm.size)
+        loss = float(comm.all_reduce(np.array([total]))[0])
+        found = zero.full("grad")
+        if clip:
+            optim.clip_grad_norm_([t for _, t in zero.shards()], clip, zero.grad_norm())
+        zero.step(update)
+        taken.append(Step(loss, found, whole_state(zero)))
+    return taken
+
+
+def whole_state(zero: Zero) -> Arrays:
+    """Parameters and buffers, whole."""
+    buffers = {name: b.data.copy() for name, b in zero.model.named_buffers()}
+    return {**{name: value.copy() for name, value in zero.full().items()}, **buffers}
+
+
+def on_threads(ranks: int, *arguments: Any, **options: Any) -> list[list[Step]]:
+    """`train` on so many threads: for each rank its steps."""
+    return launch(lambda: train(world(), *arguments, **options), ranks, timeout=30)
