@@ -13,6 +13,7 @@ from minipar.backend import FLOAT_DTYPES
 from minipar.errors import UsageError
 from minipar.parallel.data_parallel import AGGREGATIONS
 from minipar.parallel.partition import POLICIES
+from minipar.parallel.pipeline.schedules import SCHEDULES
 
 MODELS = ("mlp", "convnet", "gpt")
 OPTIMIZERS = ("adamw", "adam", "sgd")
@@ -53,6 +54,11 @@ class TrainConfig:
     seed: int = _option(0, "seed of initialisation, shuffling and dropout")
     dp: int | None = _option(None, "data-parallel ranks; default: all that the other axes leave")
     tp: int = _option(1, "tensor-parallel ranks: layers are cut over them")
+    pp: int = _option(1, "pipeline stages: blocks are spread over them")
+    schedule: str | None = _option(None, "with --pp: the order of work [default: 1f1b]", choices=tuple(SCHEDULES))
+    microbatches: int | None = _option(None, "with --pp: pieces of the batch [default: twice the stages]")
+    chunks: int | None = _option(None, "with --pp and interleaved: virtual stages a rank")
+    recompute: bool = _option(False, "keep blocks' inputs only; run their forward again in backward")
     sequence_parallel: bool = _option(
         False, "with --tp: also cut activations along the sequence", models=("gpt",)
     )
@@ -147,13 +153,16 @@ class TrainConfig:
             )
         if self.zero not in (0, 1, 2, 3):
             raise UsageError(f"--zero is {self.zero}, stages are 1, 2 and 3, and 0 is off")
+        for name in ("schedule", "microbatches", "chunks"):
+            if getattr(self, name) is not None and self.pp == 1:
+                raise UsageError(f"--{name} describes a pipeline; give --pp above 1")
         if self.convolution is not None and self.tp == 1:
             raise UsageError("--convolution says how --tp cuts a convolution; give --tp above 1")
         if self.devices is not None and self.partition != "devices":
             raise UsageError("--devices is for --partition devices")
         if self.devices is None and (self.speeds is not None or self.memory is not None):
             raise UsageError("--speeds and --memory describe the types in --devices")
-        if self.partition in STAGED_POLICIES and self.accumulate > 1:
+        if self.partition in STAGED_POLICIES and self.pp == 1 and self.accumulate > 1:
             raise UsageError(
                 f"--partition {self.partition} runs a whole batch through its stages; microbatches need a pipeline"
             )
@@ -161,6 +170,8 @@ class TrainConfig:
             raise UsageError(
                 "--norm batch mixes the samples of a batch: --accumulate would change its result; use group"
             )
+        if self.norm == "batch" and self.pp > 1:
+            raise UsageError("--norm batch mixes the samples of a batch, so the microbatches of --pp would change its result; use group")
         if self.norm == "batch" and self.aggregation == "local":
             raise UsageError(
                 "--norm batch needs every rank at every step, --aggregation local has none; use --norm group"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -112,14 +112,15 @@ class Job:
     def __init__(self, config: TrainConfig, comm: Communicator, data: Data | None = None):
         self.config, self.comm = config, comm
         c: Any = config
-        staged = c.partition in STAGED_POLICIES
-        sizes = agreed(comm, lambda: resolve(comm.size, 1 if staged else c.dp, None if staged else 1, c.tp))
+        layers = c.partition in STAGED_POLICIES and c.pp == 1  # whole layers on the ranks, without a pipeline
+        sizes = agreed(comm, lambda: resolve(comm.size, 1 if layers else c.dp, None if layers else c.pp, c.tp))
         self.data, self.model = agreed(comm, lambda: self._prepare(data))
         self.mesh = Mesh(comm, **sizes)
         recipe = Recipe(
             sequence_parallel=c.sequence_parallel, convolution=c.convolution or "output", zero=c.zero,
             assignment=self._assignment(), aggregation=c.aggregation, average_every=c.average_every or 1,
-            bucket_mb=c.bucket_mb, overlap=c.overlap,
+            bucket_mb=c.bucket_mb, overlap=c.overlap, schedule=c.schedule or "1f1b", microbatches=c.microbatches,
+            chunks=c.chunks, recompute=c.recompute, pipelined=c.pp > 1,
         )  # fmt: skip
         self.strategy = distribute(self.model, self.mesh, recipe, seed=c.seed, dtype=c.dtype, device=c.device)
         self.optimizer = build_optimizer(config, self.strategy)
@@ -136,11 +137,11 @@ class Job:
         c: Any = self.config
         if c.partition is None:
             return None
-        devices: Any = self.comm.size
+        devices: Any = self.comm.size if c.pp == 1 else c.pp * (c.chunks or (2 if c.schedule == "interleaved" else 1))
         if c.devices is not None:
             speeds = parse_speeds(c.speeds) if c.speeds is not None else {}
             memory = parse_memory(c.memory) if c.memory is not None else None
-            devices = parse_devices(c.devices, speeds, memory, ranks=self.comm.size)
+            devices = parse_devices(c.devices, speeds, memory, ranks=devices)
         costs = None
         if c.partition in STAGED_POLICIES:
             sample = self.data.train.fetch(
@@ -156,8 +157,9 @@ class Job:
             dtype=float_dtype(self.config.dtype),
         )  # fmt: skip
 
-    def _here(self, batch: Batch) -> tuple[Any, Any]:
-        return to_device(batch.inputs, self.config.device), to_device(batch.targets, self.config.device)
+    def _here(self, batch: Batch) -> Batch:
+        device = self.config.device
+        return replace(batch, inputs=to_device(batch.inputs, device), targets=to_device(batch.targets, device))
 
     @overflow_is_reported
     def forward_backward(self, batch: Batch) -> float:
@@ -169,7 +171,7 @@ class Job:
         pieces = batch.split(self.config.accumulate)
         for i, piece in enumerate(pieces):
             with random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset):
-                total += self.strategy.add_gradients(*self._here(piece), count, last=i == len(pieces) - 1)
+                total += self.strategy.add_gradients(self._here(piece), count, last=i == len(pieces) - 1)
         self.strategy.finish_gradients()
         return float(self.strategy.batch_ranks.all_reduce(np.array([total]))[0]) / batch.count
 
@@ -241,7 +243,8 @@ class Job:
         self.model.eval()
         for batch in self._loader(self.data.valid, c.batch, shuffle=False):
             # A rank without samples runs as well: with sharded parameters the others need its part of them.
-            loss, hits = self.strategy.evaluate(*self._here(batch))
+            here = self._here(batch)
+            loss, hits = self.strategy.evaluate(here.inputs, here.targets)
             sums += [loss, float(hits), batch.local_count]
         self.model.train()
         loss, hits, targets = self.strategy.batch_ranks.all_reduce(sums).tolist()

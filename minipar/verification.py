@@ -141,7 +141,7 @@ def _prepare(config: TrainConfig, data: Data | None) -> Data:
 
 def _serial(config: TrainConfig) -> TrainConfig:
     return replace(
-        config, dp=None, tp=1, sequence_parallel=False, convolution=None, zero=0, partition=None,
+        config, dp=None, tp=1, pp=1, schedule=None, microbatches=None, chunks=None, recompute=False, sequence_parallel=False, convolution=None, zero=0, partition=None,
         devices=None,
         speeds=None, memory=None, aggregation="all_reduce", average_every=None, accumulate=1, overlap=None,
     )  # fmt: skip
@@ -192,7 +192,7 @@ def _compare(
 def _differing_replicas(comm: Communicator, parallel: Job, state: Mapping[str, Array]) -> int:
     """Return how many parameters have two copies, on any two ranks, that are not bitwise equal."""
     parts = {name: _part(p) for name, p in parallel.model.named_parameters()}
-    mine = {(name, parts.get(name)): blake2b(np.ascontiguousarray(a)).digest() for name, a in state.items()}
+    mine = {(name, parts.get(name)): blake2b(np.ascontiguousarray(a)).digest() for name, a in state.items()}  # type: ignore[arg-type]
     first: dict[Any, bytes] = {}
     differ = set()
     for digests in comm.all_gather_object(mine):

@@ -16,10 +16,15 @@ from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import Model
 from minipar.parallel.assignment import Assignment
+from minipar.parallel.partition import by_cost, items_of
+from minipar.parallel.pipeline.executor import Executor
+from minipar.parallel.pipeline.schedules import build_schedule
+from minipar.parallel.pipeline.stage import Stage
 from minipar.parallel.plans import default_plan
-from minipar.parallel.strategy import AveragedParameters, ByOwner, Layers, Replicas, Sharded, Strategy
+from minipar.parallel.strategy import AveragedParameters, ByOwner, Layers, Pipelined, Replicas, Sharded, Strategy
 from minipar.parallel.tensor_parallel import Plan, parallelize
 from minipar.parallel.zero import Zero
+from minipar.recompute import recompute_blocks
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class Recipe:
         aggregation: "all_reduce", "master", or "local" (parameter averaging).
         average_every: steps between averages, for "local".
         bucket_mb, overlap: see `DataParallel`.
+        schedule: of the pipeline over mesh.pp, a name in `pipeline.schedules`.
+        microbatches: pieces of each part of the batch in a pipeline; by default twice the stages.
+        chunks: virtual stages a rank, for the interleaved schedule.
+        recompute: keep each block's input only, and run its forward again in backward.
+        pipelined: run mesh.pp as a pipeline with this schedule, cut as `assignment` says or by cost; otherwise an
+            assignment with stages runs them one after another.
     """
 
     plan: Plan | None = None
@@ -46,6 +57,11 @@ class Recipe:
     average_every: int = 1
     bucket_mb: float = 4.0
     overlap: bool | None = None
+    schedule: str = "1f1b"
+    microbatches: int | None = None
+    chunks: int | None = None
+    recompute: bool = False
+    pipelined: bool = False
 
     def check(self, mesh: Mesh) -> None:
         """Refuse combinations that cannot be, or that nobody has given a meaning.
@@ -57,11 +73,18 @@ class Recipe:
             raise UsageError("sequence parallelism cuts activations over tensor-parallel ranks: it needs --tp above 1")
         if self.zero and self.aggregation != "all_reduce":
             raise UsageError(f"ZeRO owns how gradients are summed; aggregation {self.aggregation} does not go with it")
-        if self.assignment is not None:
+        if mesh.pp.size > 1 and self.zero > 1:
+            raise UsageError(
+                f"ZeRO {self.zero} with a pipeline is refused: every microbatch would reduce-scatter"
+                " (and with stage 3 gather) every unit again, so traffic grows with their number; use ZeRO 1"
+            )
+        if mesh.pp.size > 1 and self.aggregation != "all_reduce":
+            raise UsageError(f"aggregation {self.aggregation} is for data parallelism alone, not with a pipeline")
+        if self.assignment is not None and not (self.assignment.stages is not None and self.pipelined):
             if mesh.tp.size > 1 or self.zero or self.aggregation != "all_reduce":
                 raise UsageError("a partition policy lays out whole parameters itself: not with tensor parallelism, ZeRO or another aggregation")
-            if self.assignment.stages is None and mesh.pp.size > 1:
-                raise UsageError(f"partition {self.assignment.policy} has no stages; its ranks lie along dp, not pp")
+            if self.recompute and self.assignment.stages is not None:
+                raise UsageError("layer parallelism runs its blocks itself and does not recompute; a pipeline does")
 
 
 def distribute(
@@ -83,6 +106,10 @@ def distribute(
             model, sequence_parallel=recipe.sequence_parallel, convolution=recipe.convolution
         )
         parallelize(model, mesh.tp, plan)
+    if recipe.recompute:
+        recompute_blocks(model)
+    if recipe.pipelined:
+        return _pipeline(model, mesh, recipe, seed, dtype, device)
     if recipe.assignment is not None and recipe.assignment.stages is not None:
         return Layers(model, mesh.pp, recipe.assignment, seed, dtype, device)
     if recipe.zero:
@@ -98,3 +125,24 @@ def distribute(
     return Replicas(
         model, mesh.dp, mesh.tp, bucket_mb=recipe.bucket_mb, overlap=recipe.overlap, aggregation=recipe.aggregation
     )
+
+
+def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, device: str) -> Strategy:
+    """Cut the model into stages, distribute this rank's stage over mesh.dp, and put the executor on top."""
+    stages = mesh.pp.size
+    microbatches = recipe.microbatches or 2 * stages
+    schedule = build_schedule(recipe.schedule, stages, microbatches, recipe.chunks)
+    chunks = 1 + max(action.chunk for actions in schedule for action in actions)
+    assignment = recipe.assignment or by_cost(items_of(model, dtype), stages * chunks)
+    assert assignment.stages is not None
+    stage = Stage(model, mesh.pp, assignment.stages)
+    inner: Strategy
+    if recipe.zero:
+        inner = Sharded(Zero(stage, mesh.dp, recipe.zero).materialize(seed, dtype, device), stage, mesh.dp, mesh.tp)
+    else:
+        stage.materialize(seed, dtype, device)
+        inner = Strategy(stage, mesh.dp, mesh.tp)
+        if mesh.dp.size > 1:
+            inner = Replicas(stage, mesh.dp, mesh.tp, bucket_mb=recipe.bucket_mb, overlap=recipe.overlap)
+    executor = Executor(stage, model, mesh.pp, schedule, recompute=recipe.recompute)
+    return Pipelined(inner, stage, model, executor, microbatches)

@@ -16,13 +16,17 @@ import numpy as np
 from minipar import optim
 from minipar.backend import Array, array_module, to_host
 from minipar.comm.interface import Communicator
+from minipar.data import Batch
 from minipar.models import Model
-from minipar.nn import Parameter
+from minipar.nn import Module, Parameter
 from minipar.parallel.data_parallel import DataParallel
 from minipar.parallel.layer_parallel import LayerParallel
 from minipar.parallel.local_sgd import LocalSGD
 from minipar.parallel.norms import global_norm
 from minipar.parallel.owner_sharding import OwnedPart, ShardedByPolicy
+from minipar.parallel.pipeline.executor import Executor
+from minipar.parallel.pipeline.stage import Stage
+from minipar.parallel.placement import is_sharded
 from minipar.parallel.zero import Zero
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
@@ -39,8 +43,9 @@ class Strategy:
 
     own_mean = False
 
-    def __init__(self, model: Model, batch_ranks: Communicator, tp: Communicator | None = None):
+    def __init__(self, model: Any, batch_ranks: Communicator, tp: Communicator | None = None):
         self.model, self.batch_ranks, self.tp = model, batch_ranks, tp
+        self.shard_ranks: Communicator | None = None  # the ranks over which optimizer tensors are disjoint parts
 
     def run(self, inputs: Any) -> Tensor:
         """Return the model's output for this rank's inputs; token ids stay an array, they carry no gradient."""
@@ -50,15 +55,18 @@ class Strategy:
         """Return the context for one microbatch's backward; all but the last only add to the gradients."""
         return contextlib.nullcontext()
 
-    def add_gradients(self, inputs: Any, targets: Any, count: int, last: bool) -> float:
-        """Add a microbatch's gradients of (sum of losses) / count; return this rank's sum of losses."""
+    def add_gradients(self, batch: Batch, count: int, last: bool) -> float:
+        """Add the gradients of (sum of losses) / count of this piece of the batch; return its sum of losses."""
         with self.waiting(last):
-            loss = self.model.loss(self.run(inputs), targets)
+            loss = self.model.loss(self.run(batch.inputs), batch.targets)
             (loss / count).backward()
         return loss.item()
 
     def finish_gradients(self) -> None:
-        """Called once a step, after the last microbatch."""
+        """Called once a step, after the last piece."""
+
+    def synchronize(self) -> None:
+        """Sum the gradients over the ranks that share the batch, where backward was told to wait."""
 
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
         """Return this rank's sum of losses and number of hits, without gradients."""
@@ -85,7 +93,7 @@ class Strategy:
 
     def grad_norm(self) -> float | None:
         """Return the norm of the whole gradient, each element counted once; None where this rank cannot know it."""
-        return global_norm(self.optimizer_tensors(), shard_comm=None, tp=self.tp)
+        return global_norm(self.optimizer_tensors(), shard_comm=self.shard_ranks, tp=self.tp)
 
     def step(self, optimizer: optim.Optimizer, targets: int) -> None:
         """Take the optimizer's step; `targets` is this rank's number of valid targets."""
@@ -110,8 +118,6 @@ class Strategy:
 
 
 def _cut_vocabulary(model: Model) -> bool:
-    from minipar.parallel.placement import is_sharded
-
     wte = getattr(model, "wte", None)
     return wte is not None and is_sharded(wte.weight) and wte.weight.layout.placement.dim == 0
 
@@ -119,12 +125,15 @@ def _cut_vocabulary(model: Model) -> bool:
 class Replicas(Strategy):
     """Data parallelism."""
 
-    def __init__(self, model: Model, dp: Communicator, tp: Communicator | None, **options: Any):
+    def __init__(self, model: Module, dp: Communicator, tp: Communicator | None, **options: Any):
         super().__init__(model, dp, tp)
         self.parallel = DataParallel(model, dp, **options)
 
     def waiting(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.parallel.no_sync()
+
+    def synchronize(self) -> None:
+        self.parallel.synchronize()
 
     def grad_norm(self) -> float | None:
         return super().grad_norm() if self.gradients_known() else None
@@ -155,9 +164,9 @@ class AveragedParameters(Strategy):
 class Sharded(Strategy):
     """ZeRO."""
 
-    def __init__(self, zero: Zero, model: Model, dp: Communicator, tp: Communicator | None):
+    def __init__(self, zero: Zero, model: Module, dp: Communicator, tp: Communicator | None):
         super().__init__(model, dp, tp)
-        self.zero = zero
+        self.zero, self.shard_ranks = zero, dp
 
     def run(self, inputs: Any) -> Tensor:
         return self.zero(Tensor(inputs) if inputs.dtype.kind == "f" else inputs)
@@ -165,17 +174,17 @@ class Sharded(Strategy):
     def waiting(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.zero.no_sync()
 
+    def synchronize(self) -> None:
+        self.zero.synchronize()
+
     def optimizer_tensors(self) -> list[tuple[Any, Tensor]]:
         return list(self.zero.shards())
-
-    def grad_norm(self) -> float | None:
-        return global_norm(self.optimizer_tensors(), shard_comm=self.batch_ranks, tp=self.tp)
 
     def step(self, optimizer: optim.Optimizer, targets: int) -> None:
         self.zero.step(optimizer)
 
     def held(self, kind: str) -> dict[str, Array]:
-        return {name: to_host(a) for name, a in self.zero.full(kind).items()}
+        return {name: to_host(a) for name, a in self.zero.full(kind).items()}  # type: ignore[arg-type]
 
 
 class ByOwner(Strategy):
@@ -218,8 +227,8 @@ class Layers(Strategy):
         super().__init__(model, alone)  # no rank shares the batch: the first reads all inputs, the last all targets
         self.parallel = LayerParallel(model, ranks, assignment, seed=seed, dtype=dtype, device=device)
 
-    def add_gradients(self, inputs: Any, targets: Any, count: int, last: bool) -> float:
-        return self.parallel.forward_backward(inputs, targets, count) * count
+    def add_gradients(self, batch: Batch, count: int, last: bool) -> float:
+        return self.parallel.forward_backward(batch.inputs, batch.targets, count) * count
 
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
         with no_grad():
@@ -243,6 +252,51 @@ class Layers(Strategy):
     def held(self, kind: str) -> dict[str, Array]:
         arrays: Mapping[str, Any] = {name: getattr(p, kind) for name, p in self.parallel.named_parameters()}
         return {name: to_host(a) for name, a in arrays.items() if a is not None}
+
+
+class Pipelined(Strategy):
+    """A pipeline whose stages are themselves distributed over the ranks that share the batch.
+
+    Args:
+        inner: this rank's stage over mesh.dp (plain, data parallel or ZeRO 1).
+        executor: runs the schedule.
+        microbatches: pieces that each part of the batch is cut into.
+    """
+
+    def __init__(self, inner: Strategy, stage: Stage, model: Model, executor: Executor, microbatches: int):
+        super().__init__(model, inner.batch_ranks, inner.tp)
+        self.inner, self.stage, self.executor, self.microbatches = inner, stage, executor, microbatches
+
+    def add_gradients(self, batch: Batch, count: int, last: bool) -> float:
+        with self.inner.waiting(last=False):  # replicas are summed once, when every microbatch is through
+            total = self.executor.run(batch.split(self.microbatches), count)
+        if last:
+            self.stage.sum_tied()
+            self.inner.synchronize()
+        return float(self.executor.pp.all_reduce(np.array([total]))[0])
+
+    def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
+        return self.executor.evaluate(inputs, targets, self.hits)
+
+    def optimizer_tensors(self) -> list[tuple[Any, Tensor]]:
+        return self.inner.optimizer_tensors()
+
+    def grad_norm(self) -> float | None:
+        pairs = [(p, t) for p, t in self.optimizer_tensors() if p.name in self.stage.owned]
+        norm = global_norm(pairs, shard_comm=self.inner.shard_ranks, tp=self.tp)
+        return float(self.executor.pp.all_reduce(np.array([norm**2]))[0]) ** 0.5
+
+    def step(self, optimizer: optim.Optimizer, targets: int) -> None:
+        self.inner.step(optimizer, targets)
+
+    def held(self, kind: str) -> dict[str, Array]:
+        return self.inner.held(kind)
+
+    def state(self) -> dict[str, Array]:
+        whole: dict[str, Array] = {}
+        for part in self.executor.pp.all_gather_object(self.inner.state()):
+            whole |= part
+        return whole
 
 
 def matrix_like(p: Any) -> bool:

@@ -133,6 +133,9 @@ class Executor:
         self.arriving[key] = self.pp.irecv(action.peer, number, shape, dtype)
 
     def _received(self, kind: str, action: Action) -> Array:
+        if self.pp.size == 1:  # the neighbouring chunk is on this rank: nothing was sent
+            neighbour = action.chunk + (-1 if kind == "F" else 1)
+            return self.outgoing.pop((kind, neighbour, action.microbatch))
         array: Array = self.arriving.pop((kind, action.chunk, action.microbatch)).wait()
         self._shapes[(f"RECV_{kind}", action.chunk)] = (array.shape[1:], array.dtype)
         return array
@@ -140,6 +143,7 @@ class Executor:
     def _send(self, action: Action) -> None:
         assert action.peer is not None
         array = self.outgoing.pop((action.kind[-1], action.chunk, action.microbatch))
+        self.sent = [work for work in self.sent if not work.done()]  # what has left need not be kept
         self.sent.append(self.pp.isend(array, action.peer, tag(action, self.pp.size, self.microbatches)))
 
     # Computation --------------------------------------------------------------------------------------
