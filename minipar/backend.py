@@ -23,6 +23,11 @@ Array = npt.NDArray[Any]  # or a cupy.ndarray, which has the same interface
 FLOAT_DTYPES = ("float16", "float32", "float64")
 
 
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Whether numbers of this dtype can carry a gradient. bfloat16 is a user's dtype to NumPy, of kind "V"."""
+    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")
+
+
 def array_module(x: Any) -> ModuleType:
     """Return `numpy` or `cupy`: the module whose array `x` is (NumPy for scalars and lists)."""
     if type(x) is np.ndarray:

@@ -164,7 +164,7 @@ class TrainConfig:
             raise UsageError("--speeds and --memory describe the types in --devices")
         if self.partition in STAGED_POLICIES and self.pp == 1 and self.accumulate > 1:
             raise UsageError(
-                f"--partition {self.partition} runs a whole batch through its stages; microbatches need a pipeline"
+                f"--partition {self.partition} sends the batch whole from stage to stage: leave --accumulate out"
             )
         if self.norm == "batch" and self.accumulate > 1:
             raise UsageError(

@@ -12,12 +12,13 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from minipar.backend import Array, array_module, to_device, to_host
-from minipar.errors import UsageError
+from minipar.backend import Array, array_module, is_floating, to_device, to_host
+from minipar.calls import by_position, naming
 from minipar.tape import Backward, Deferred, Edge, Leaf, Node, Vjp, is_grad_enabled
 
 Hook = Callable[["Tensor"], None]
@@ -54,7 +55,7 @@ class Tensor:
             data = np.asarray(data)
         if dtype is not None and data.dtype != dtype:
             data = data.astype(dtype)
-        if requires_grad and data.dtype.kind != "f":
+        if requires_grad and not is_floating(data.dtype):
             raise TypeError(f"only floating tensors can require a gradient, this one is {data.dtype}")
         self.data: Array = data
         self.requires_grad = requires_grad
@@ -237,8 +238,22 @@ class Handle:
         return self.tensor.data
 
 
+class Casting(Protocol):
+    """What changes the precision of a primitive's inputs; see `amp.autocast`."""
+
+    def cast(self, precision: str, args: tuple[Any, ...], values: list[Any]) -> None:
+        """Bring `values`, which are the arrays and handles of `args`, to this precision, in place."""
+
+
+casting: ContextVar[Casting | None] = ContextVar("casting", default=None)
+
+
 def primitive(
-    fn: Callable[..., Any] | None = None, *, handles: tuple[str, ...] = (), fresh: bool = False
+    fn: Callable[..., Any] | None = None,
+    *,
+    handles: tuple[str, ...] = (),
+    fresh: bool = False,
+    precision: str | None = None,
 ) -> Any:
     """Turn `fn(arrays) -> (value, vjp)` into an operation on tensors that the tape records.
 
@@ -255,9 +270,11 @@ def primitive(
         handles: names of arguments that arrive as a `Handle` instead of as an array.
         fresh: every array that the vjp returns is memory that nobody else holds (not its own argument, a
             saved value or a view of one), so that the tape may add to it in place.
+        precision: what autocast brings floating inputs to: "low", "float32", or None: they stay as they are,
+            and NumPy promotes inputs of several dtypes to the widest.
     """
     if fn is None:
-        return functools.partial(primitive, handles=handles, fresh=fresh)
+        return functools.partial(primitive, handles=handles, fresh=fresh, precision=precision)
     name = fn.__name__
     positional = {
         p.name: p.default
@@ -269,7 +286,7 @@ def primitive(
     @functools.wraps(fn)
     def operation(*args: Any, **kwargs: Any) -> Any:
         if kwargs:
-            args = _by_position(args, kwargs, positional)
+            args = by_position(args, kwargs, positional)
         # A NumPy scalar counts as a Python number: it must not widen float32 to float64.
         values = [
             a.data if isinstance(a, Tensor) else a.item() if isinstance(a, np.generic) else a for a in args
@@ -277,40 +294,16 @@ def primitive(
         for i in by_handle:
             if i < len(args) and args[i] is not None:
                 values[i] = Handle(args[i] if isinstance(args[i], Tensor) else Tensor(args[i]))
+        if precision is not None and (active := casting.get()) is not None:
+            active.cast(precision, args, values)
         try:
             value, vjp = fn(*values, **kwargs)
         except (ValueError, IndexError, TypeError) as error:
-            raise _naming(error, name, args) from error
+            raise naming(error, name, args) from error
         return record(name, value, vjp, args, fresh)
 
+    operation.precision = precision  # type: ignore[attr-defined]
     return operation
-
-
-def _by_position(
-    args: tuple[Any, ...], kwargs: dict[str, Any], positional: dict[str, Any]
-) -> tuple[Any, ...]:
-    """Return `args` with the arguments in `kwargs` that have a position; they are removed from `kwargs`.
-
-    The tape knows inputs by position, so an argument given by name must not be missed.
-    """
-    names = list(positional)
-    last = max((names.index(k) for k in kwargs if k in positional), default=-1)
-    for name in names[len(args) : last + 1]:
-        value = kwargs.pop(name, positional[name])
-        if value is inspect.Parameter.empty:
-            raise TypeError(f"argument {name!r} is missing")
-        args += (value,)
-    return args
-
-
-def _naming(error: Exception, name: str, args: tuple[Any, ...]) -> Exception:
-    """Return `error` as one line that starts with the operation's name and ends with its inputs' shapes."""
-    name, message = name.lstrip("_"), str(error)
-    if message.startswith(f"{name}:"):
-        return error
-    shapes = ", ".join(f"{a.shape} {a.dtype}" for a in args if hasattr(a, "shape"))
-    kind = next(k for k in (UsageError, ValueError, IndexError, TypeError) if isinstance(error, k))
-    return kind(f"{name}: {message} (inputs {shapes})")
 
 
 def record(name: str, value: Any, vjp: Vjp, inputs: tuple[Any, ...], fresh: bool = False) -> Any:
@@ -333,7 +326,7 @@ def _made(data: Any, node: Node | None, index: int) -> Tensor:
         data = np.asarray(data)
     out = Tensor.__new__(Tensor)
     out.data = data
-    out.requires_grad = node is not None and data.dtype.kind == "f"
+    out.requires_grad = node is not None and is_floating(data.dtype)
     out.grad = None
     out.grad_buffer = None
     out.version = 0

@@ -51,6 +51,7 @@ class Hooks:
         last_resort = threading.Timer(ABORT_SECONDS, os._exit, [code])
         last_resort.daemon = True
         last_resort.start()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the reason is said; MPICH would add that we aborted
         self._mpi.COMM_WORLD.Abort(code)
 
     def fail(self, text: str) -> None:
@@ -58,14 +59,14 @@ class Hooks:
         print(f"minipar: {text}", file=sys.stderr)
         self.end_job(MiniparError.exit_code)
 
-    def _end_after(self, reason: str, text: str, code: int) -> None:
-        """Print `text` and end the job. If all ranks end for the same reason, rank 0 does it for all."""
-        alike = self.watchdog.all_end_alike(reason, ALIKE_SECONDS)
-        if alike and self._journal.rank != 0:
-            time.sleep(ABORT_SECONDS)  # rank 0 ends this process before
-        else:
-            sys.stdout.flush()
-            sys.stderr.write(text)
+    def _end_after(self, reason: str, text: str, code: int, text_if_alike: str) -> None:
+        """Print a text and end the job. If all ranks end for the same reason, rank 0 does it for all."""
+        if self.watchdog.all_end_alike(reason, ALIKE_SECONDS):
+            text = text_if_alike
+            if self._journal.rank != 0:
+                time.sleep(ABORT_SECONDS)  # rank 0 ends this process before
+        sys.stdout.flush()
+        sys.stderr.write(text)
         self.end_job(code)
 
     def _uncaught(
@@ -78,7 +79,8 @@ class Hooks:
             text, code = "interrupted", 130
         else:
             text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
-        self._end_after(f"{kind.__name__}: {error}", self._prefixed(text, thread), code)
+        text = self._prefixed(text, thread)
+        self._end_after(f"{kind.__name__}: {error}", text, code, text)
 
     def _prefixed(self, text: str, thread: str = "") -> str:
         place = self._journal.place() + thread
@@ -100,8 +102,6 @@ class Hooks:
         code, entries = self._exit_code, self._journal.entries
         ended_by_exit = self._exit_after is (entries[-1] if entries else None)
         if code not in (None, 0) and ended_by_exit:  # else it was caught, and the program went on
-            message = f"{code}\n" if isinstance(code, str) else ""
             reason = f"sys.exit({code!r})"
-            alike = self.watchdog.all_end_alike(reason, ALIKE_SECONDS)
-            ...
+            self._end_after(reason, self._prefixed(reason), code if isinstance(code, int) else 1, "")
         self.watchdog.wait_for_all()

@@ -95,7 +95,8 @@ def world(checks: bool | None = None) -> Communicator:
 
     Args:
         checks: MPI only, the threads always check: compare what the ranks call before any data moves, and
-            send synchronously. By default as before, at first as MINIPAR_CHECKS says (0 or 1; 1).
+            send synchronously. By default as before, at first as MINIPAR_CHECKS says (0 or 1; 1). The same
+            on all ranks; communicators that were split off before keep theirs.
 
     The first call in an MPI job is collective. A wait ends after MINIPAR_TIMEOUT seconds (60) there. A
     single rank outside any launcher does not import mpi4py.

@@ -95,11 +95,11 @@ def elements(x: Array, rows: Sequence[int]) -> list[int]:
 
 
 def cut(flat: Array, shapes: Sequence[tuple[int, ...]], gpu: bool) -> list[Array]:
-    """Cut a buffer into arrays of these shapes, each with memory of its own."""
+    """Cut a receive buffer, which is used for nothing else, into arrays of these shapes."""
     parts, start = [], 0
     for shape in shapes:
         stop = start + math.prod(shape)
-        parts.append(on_device(flat[start:stop].reshape(shape).copy(), gpu))
+        parts.append(on_device(flat[start:stop].reshape(shape), gpu))
         start = stop
     return parts
 

@@ -7,7 +7,7 @@ from minipar.backend import array_module
 from minipar.tensor import primitive
 
 
-@primitive(fresh=True)
+@primitive(fresh=True, precision="low")
 def scaled_dot_product_attention(q, k, v, mask=None, causal=False, scale=None):
     """softmax(q kᵀ · scale) v (Vaswani et al. 2017, section 3.2.1).
 
@@ -27,7 +27,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, causal=False, scale=None):
     return y, lambda g: (*kernel.attention_backward(g, q, k, v, probs, scale, causal=causal), None)
 
 
-@primitive(fresh=True)
+@primitive(fresh=True, precision="low")
 def self_attention(qkv, head_dim, causal=True):
     """Attention of a sequence to itself, from one fused projection (B, T, 3·H·D) to (B, T, H·D).
 

@@ -16,7 +16,7 @@ def pair(value: Pair) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-@primitive(handles=("weight",))
+@primitive(handles=("weight",), precision="low")
 def _conv2d(x, weight, bias, stride, padding, dilation, groups):
     k, w = kernels.of(x), weight.data
     if w.size == 0:  # a share of no channels: a sum of no terms, or no outputs

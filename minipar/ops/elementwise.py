@@ -70,7 +70,7 @@ def neg(x):
     return -x, lambda g: -g
 
 
-@primitive
+@primitive(precision="float32")
 def pow(x, exponent):
     """x ** exponent. By the exponent it can be differentiated where x ≥ 0 (at x = 0 that gradient is 0)."""
     xp = array_module(x if hasattr(x, "shape") else exponent)
@@ -93,13 +93,13 @@ def square(x):
     return x * x, lambda g: g * (2 * x)
 
 
-@primitive
+@primitive(precision="float32")
 def exp(x):
     y = array_module(x).exp(x)
     return y, lambda g: g * y
 
 
-@primitive
+@primitive(precision="float32")
 def log(x):
     return array_module(x).log(x), lambda g: g / x
 

@@ -16,9 +16,9 @@ from minipar.tensor import primitive
 
 
 def _product(a: Array, b: Array) -> Array:
-    """a @ b; float16 is multiplied in float32 and rounded once, as a tensor core does."""
-    if a.dtype == "float16" and b.dtype == "float16":
-        return (a.astype("float32") @ b.astype("float32")).astype("float16")
+    """a @ b; two-byte floats are multiplied in float32 and rounded once, as a tensor core does."""
+    if a.dtype.itemsize == 2 and a.dtype == b.dtype:
+        return (a.astype("float32") @ b.astype("float32")).astype(a.dtype)
     return a @ b
 
 
@@ -26,7 +26,7 @@ def _t(x: Array) -> Array:
     return x.swapaxes(-1, -2)
 
 
-@primitive
+@primitive(precision="low")
 def matmul(a, b):
     """(..., n, k) @ (..., k, m) → (..., n, m), leading axes broadcast; a vector is one row or column.
 
@@ -51,7 +51,7 @@ def matmul(a, b):
     return y, vjp
 
 
-@primitive(handles=("weight",))
+@primitive(handles=("weight",), precision="low")
 def linear(x, weight, bias=None):
     """x Wᵀ + b: x (..., in), weight (out, in), bias (out,) or None → (..., out).
 
@@ -83,16 +83,17 @@ def embedding(weight, ids):
     return k.embedding(w, ids), lambda g: (lambda: k.embedding_backward(g, ids, rows), None)
 
 
-@primitive
+@primitive(precision="low")
 def _einsum(*operands, subscripts):
     xp = array_module(operands[0])
     inputs, output = subscripts.split("->")
     terms = inputs.split(",")
-    half = all(a.dtype == "float16" for a in operands)  # contracted in float32 and rounded once, as in matmul
+    dtype = operands[0].dtype
+    half = dtype.itemsize == 2 and all(a.dtype == dtype for a in operands)  # rounded once, as in matmul
 
     def contract(path: str, arrays: Any) -> Array:
         if half:
-            return xp.einsum(path, *(a.astype("float32") for a in arrays), optimize=True).astype("float16")
+            return xp.einsum(path, *(a.astype("float32") for a in arrays), optimize=True).astype(dtype)
         return xp.einsum(path, *arrays, optimize=True)
 
     def vjp(g: Array) -> Any:

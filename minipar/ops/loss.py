@@ -7,7 +7,7 @@ from typing import Any
 from minipar import kernels
 from minipar.backend import Array
 from minipar.errors import UsageError
-from minipar.ops import elementwise, reduce
+from minipar.ops import reduce
 from minipar.tensor import Tensor, primitive
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -18,7 +18,7 @@ def _check_reduction(name: str, reduction: str) -> None:
         raise UsageError(f"{name}: reduction {reduction!r} is unknown: use one of {', '.join(REDUCTIONS)}")
 
 
-@primitive(fresh=True)
+@primitive(fresh=True, precision="float32")
 def _cross_entropy(logits, targets, ignore_index, label_smoothing):
     k = kernels.of(logits)
     losses, saved = k.cross_entropy(logits, targets, ignore_index, label_smoothing)
@@ -71,6 +71,12 @@ def cross_entropy(
     return total / valid
 
 
+@primitive(fresh=True, precision="float32")
+def _squared_error(a, b):
+    error = a - b
+    return error * error, lambda g: (lambda: 2 * g * error, lambda: -2 * g * error)
+
+
 def mse_loss(prediction: Tensor, target: Any, reduction: str = "mean") -> Tensor:
     """Squared error, (prediction - target)², reduced over all elements.
 
@@ -82,7 +88,7 @@ def mse_loss(prediction: Tensor, target: Any, reduction: str = "mean") -> Tensor
         raise ValueError(
             f"mse_loss: prediction {prediction.shape} and target {target.shape} must have one shape"
         )
-    error = elementwise.square(elementwise.sub(prediction, target))
+    error = _squared_error(prediction, target)
     if reduction == "none":
         return error
     return reduce.sum(error) if reduction == "sum" else reduce.mean(error)

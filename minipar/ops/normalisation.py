@@ -23,7 +23,7 @@ def _check_channels(name: str, channels: int, **parameters: Array | None) -> Non
             raise ValueError(f"{name}: {key} must be ({channels},), one per channel, got {value.shape}")
 
 
-@primitive(fresh=True)
+@primitive(fresh=True, precision="float32")
 def softmax(x, axis=-1):
     """exp(x) over its sum along `axis`; a row that is all -inf gives zeros."""
     k = kernels.of(x)
@@ -31,7 +31,7 @@ def softmax(x, axis=-1):
     return y, lambda g: (k.softmax_backward(g, y, axis), None)
 
 
-@primitive(fresh=True)
+@primitive(fresh=True, precision="float32")
 def log_softmax(x, axis=-1):
     """x minus its logsumexp along `axis`."""
     k = kernels.of(x)
@@ -39,7 +39,7 @@ def log_softmax(x, axis=-1):
     return y, lambda g: (k.log_softmax_backward(g, y, axis), None)
 
 
-@primitive(handles=("weight",), fresh=True)
+@primitive(handles=("weight",), fresh=True, precision="float32")
 def layer_norm(x, weight=None, bias=None, eps=1e-5):
     """Normalise the last axis to mean 0 and variance 1, then scale and shift (Ba, Kiros, Hinton 2016).
 
@@ -51,7 +51,7 @@ def layer_norm(x, weight=None, bias=None, eps=1e-5):
     return y, lambda g: k.layer_norm_backward(g, x, mean, rstd, _values(weight))
 
 
-@primitive(handles=("weight",), fresh=True)
+@primitive(handles=("weight",), fresh=True, precision="float32")
 def rms_norm(x, weight=None, eps=1e-6):
     """Divide the last axis by its root mean square, then scale (Zhang and Sennrich 2019).
 
@@ -63,7 +63,7 @@ def rms_norm(x, weight=None, eps=1e-6):
     return y, lambda g: k.rms_norm_backward(g, x, rstd, _values(weight))
 
 
-@primitive(handles=("weight",), fresh=True)
+@primitive(handles=("weight",), fresh=True, precision="float32")
 def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     """Normalise each sample over each of `groups` groups of channels (Wu and He 2018).
 
@@ -112,7 +112,7 @@ def alone(sums: Array) -> Array:
     return sums
 
 
-@primitive(handles=("weight",), fresh=True)
+@primitive(handles=("weight",), fresh=True, precision="float32")
 def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Array] = alone):
     """Normalise each channel over the batch and all positions (Ioffe and Szegedy 2015), training form.
 
@@ -158,7 +158,7 @@ def batch_norm(x, weight=None, bias=None, eps=1e-5, reduce: Callable[[Array], Ar
     return tuple([v.astype(given, copy=False) for v in outputs]), vjp
 
 
-@primitive(fresh=True)
+@primitive(fresh=True, precision="float32")
 def normalise_channels(x, mean, variance, weight=None, bias=None, eps=1e-5):
     """Batch norm's evaluation form: given statistics (C,), no sample sees another. x (N, C, *) → same."""
     _check_channels("normalise_channels", x.shape[1], mean=mean, variance=variance, weight=weight, bias=bias)

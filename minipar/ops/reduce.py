@@ -29,7 +29,7 @@ def _count(x: Array, axis: Any) -> int:
     return math.prod([x.shape[a] for a in axes])
 
 
-@primitive
+@primitive(precision="float32")
 def sum(x, axis=None, keepdims=False):
     xp, shape = array_module(x), x.shape
     return x.sum(axis=axis, keepdims=keepdims), lambda g: (
@@ -39,7 +39,7 @@ def sum(x, axis=None, keepdims=False):
     )
 
 
-@primitive
+@primitive(precision="float32")
 def mean(x, axis=None, keepdims=False):
     xp, shape = array_module(x), x.shape
     n = _count(x, axis)
@@ -73,7 +73,7 @@ def amin(x, axis=None, keepdims=False):
     return y, _extreme(x, np.asarray(y) if np.isscalar(y) else y, axis, keepdims)
 
 
-@primitive
+@primitive(precision="float32")
 def var(x, axis=None, correction=1, keepdims=False):
     """Variance with divisor n - correction (1: unbiased, PyTorch's default; 0: the mean square deviation).
 
@@ -93,7 +93,7 @@ def std(x: Tensor, axis: Any = None, correction: int = 1, keepdims: bool = False
     return sqrt(var(x, axis, correction, keepdims))
 
 
-@primitive
+@primitive(precision="float32")
 def logsumexp(x, axis=None, keepdims=False):
     """log of the sum of exp(x), shifted by the maximum so that it neither overflows nor loses small terms."""
     xp = array_module(x)
@@ -111,7 +111,7 @@ def logsumexp(x, axis=None, keepdims=False):
     return out, vjp
 
 
-@primitive
+@primitive(precision="float32")
 def prod(x, axis=None, keepdims=False):
     """Product. Its gradient divides by x, so zeros are refused by backward."""
     y = x.prod(axis=axis, keepdims=keepdims)
@@ -124,7 +124,7 @@ def prod(x, axis=None, keepdims=False):
     return y, vjp
 
 
-@primitive
+@primitive(precision="float32")
 def cumsum(x, axis):
     xp = array_module(x)
     return x.cumsum(axis=axis), lambda g: (xp.flip(xp.flip(g, axis).cumsum(axis=axis), axis), None)

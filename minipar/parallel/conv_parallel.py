@@ -11,6 +11,7 @@ CNN training by exploiting finer-grained parallelism").
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,8 @@ from minipar.backend import Array, array_module
 from minipar.comm.differentiable import copy_to, exchange, gather, reduce_from, scatter
 from minipar.comm.interface import Communicator, balanced
 from minipar.errors import UsageError
-from minipar.nn import Conv2d, GlobalAvgPool2d, GroupNorm
-from minipar.ops.conv import output_size
+from minipar.nn import AvgPool2d, Conv2d, GlobalAvgPool2d, GroupNorm, MaxPool2d
+from minipar.ops.conv import Pair, output_size, pair
 from minipar.parallel.placement import Shard, place
 from minipar.parallel.tensor_parallel import Style, around
 from minipar.tensor import Tensor, primitive
@@ -143,6 +144,46 @@ class RegionScatter(Style):
         around(module, enter)
 
 
+class Window:
+    """A window that slides over an image cut by rows: fetches what it reads of other ranks' rows, the halo.
+
+    Args:
+        size, stride, padding, dilation: (vertical, horizontal).
+        fill: what padding is made of.
+    """
+
+    def __init__(
+        self, comm: Communicator, name: str, size: Pair, stride: Pair, padding: Pair, dilation: Pair = 1,
+        fill: float = 0.0,
+    ):  # fmt: skip
+        self.comm, self.rows, self.fill = comm, RowCount(comm, name), fill
+        self.name, self.shape = name, (pair(size), pair(stride), pair(padding), pair(dilation))
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the rows that this rank's outputs read, with their padding, and the outputs' (H', W')."""
+        comm, length = self.comm, self.rows(x)
+        size, stride, padding, dilation = self.shape
+        height, width = output_size(self.name, (*x.shape[:2], length, x.shape[3]), *self.shape)
+        held, produced = intervals(length, comm.size), intervals(height, comm.size)
+        wanted = [needed(out, length, size[0], stride[0], padding[0], dilation[0]) for out in produced]
+        mine, (above, below) = wanted[comm.rank]
+        give = [overlap(held[comm.rank], rows) for rows, _ in wanted]
+        take = [stop - start for start, stop in (overlap(mine, rows) for rows in held)]
+        inside = exchange(x, comm, ROWS, give, take)  # (N, C, rows + halo, W)
+        first, last = produced[comm.rank]
+        if above or below:
+            inside = ops.pad(inside, ((0, 0), (0, 0), (above, below), (0, 0)), self.fill)
+        return inside, (last - first, width)
+
+
+@primitive(fresh=True, precision="low")
+def _no_rows(x, weight, bias, shape):
+    """An output without rows that still hangs on x and the weights, so that backward communicates."""
+    xp = array_module(x)
+    like = [None if a is None else (a.shape, a.dtype) for a in (x, weight, bias)]
+    return xp.zeros(shape, dtype=x.dtype), lambda g: (*(a and xp.zeros(*a) for a in like), None)
+
+
 @dataclass(frozen=True)
 class RegionConv(Style):
     """Convolution of rows: fetch the halo, convolve own output rows; weights whole, gradients summed."""
@@ -150,45 +191,50 @@ class RegionConv(Style):
     kind = Conv2d
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        rows = RowCount(comm, name)
         size = module.weight.global_shape[2:]
-        window = (size[0], module.stride[0], module.padding[0], module.dilation[0])
+        window = Window(comm, name, size, module.stride, module.padding, module.dilation)
 
         def forward(x: Tensor) -> Tensor:
-            length = rows(x)
-            whole = (*x.shape[:2], length, x.shape[3])
-            height, width = output_size(name, whole, size, module.stride, module.padding, module.dilation)
-            held, produced = intervals(length, comm.size), intervals(height, comm.size)
-            padded = _with_halo(x, comm, held, [needed(out, length, *window) for out in produced])
+            rows, (height, width) = window(x)
             weight = copy_to(module.weight, comm)
             bias = None if module.bias is None else copy_to(module.bias, comm)
-            first, last = produced[comm.rank]
-            if first == last:  # no output row is this rank's
-                return _no_rows(padded, weight, bias, width)
+            if height == 0:  # no output row is this rank's
+                return _no_rows(rows, weight, bias, (x.shape[0], weight.shape[0], 0, width))
             padding = (0, module.padding[1])
-            return ops.conv2d(padded, weight, bias, module.stride, padding, module.dilation, module.groups)
+            return ops.conv2d(rows, weight, bias, module.stride, padding, module.dilation, module.groups)
 
         module.forward = forward
 
 
-def _with_halo(
-    x: Tensor, comm: Communicator, held: list[Interval], wanted: list[tuple[Interval, Interval]]
-) -> Tensor:
-    """Return the rows and the padding that this rank wants, of an image of which every rank holds some."""
-    mine, (above, below) = wanted[comm.rank]
-    give = [overlap(held[comm.rank], rows) for rows, _ in wanted]
-    take = [stop - start for start, stop in (overlap(mine, rows) for rows in held)]
-    inside = exchange(x, comm, ROWS, give, take)  # (N, C, rows + halo, W)
-    return ops.pad(inside, ((0, 0), (0, 0), (above, below), (0, 0))) if above or below else inside
+class _RegionWindowPool(Style):
+    pool: Callable[..., Tensor]
+    fill = 0.0
+
+    def apply(self, module: Any, name: str, comm: Communicator) -> None:
+        stride = module.kernel if module.stride is None else module.stride
+        window = Window(comm, name, module.kernel, stride, module.padding, fill=self.fill)
+
+        def forward(x: Tensor) -> Tensor:
+            rows, (height, width) = window(x)
+            if height == 0:
+                return _no_rows(rows, None, None, (*x.shape[:2], 0, width))
+            return type(self).pool(rows, module.kernel, stride, (0, pair(module.padding)[1]))
+
+        module.forward = forward
 
 
-@primitive(fresh=True)
-def _no_rows(x, weight, bias, width):
-    """The convolution of an image without rows, (N, O, 0, W'): on the tape, so that backward communicates."""
-    xp = array_module(x)
-    y = xp.zeros((x.shape[0], weight.shape[0], 0, width), dtype=x.dtype)
-    like = [None if a is None else (a.shape, a.dtype) for a in (x, weight, bias)]
-    return y, lambda g: (*(None if a is None else xp.zeros(*a) for a in like), None)
+@dataclass(frozen=True)
+class RegionMaxPool(_RegionWindowPool):
+    """Largest value of each window of an image cut by rows."""
+
+    kind, pool, fill = MaxPool2d, ops.max_pool2d, -np.inf
+
+
+@dataclass(frozen=True)
+class RegionAvgPool(_RegionWindowPool):
+    """Mean of each window of an image cut by rows, padding counted."""
+
+    kind, pool = AvgPool2d, ops.avg_pool2d
 
 
 @dataclass(frozen=True)
@@ -207,7 +253,7 @@ class RegionGroupNorm(Style):
         module.forward = forward
 
 
-@primitive(fresh=True)
+@primitive(fresh=True, precision="float32")
 def _group_norm(x, weight, bias, comm, groups, eps, height):
     """`ops.group_norm` of an image of which x (N, C, H/ranks, W) is this rank's part and `height` is H.
 

@@ -135,7 +135,7 @@ class DataParallel:
         if run is not self._run:  # the first gradient of this backward
             if self._sent:
                 raise UsageError(
-                    "the backward before this one was broken off while its buckets were being summed: the sums"
+                    "the backward before this one was broken off while its buckets were summed: the sums"
                     " may still write into the gradients; call detach() and wrap the model again"
                 )
             self._run = run

@@ -89,11 +89,11 @@ def _owners(arrays: Iterable[Array | None]) -> dict[int, int]:
     """Return {identity: bytes} of the memory behind the arrays, each once."""
     found = {}
     for x in arrays:
-        if x is None:
-            continue
-        while _is_array(x.base):
-            x = x.base
-        found[id(x)] = x.nbytes
+        if x is not None:
+            owner: Any = x
+            while _is_array(owner.base):
+                owner = owner.base
+            found[id(owner)] = owner.nbytes
     return found
 
 

@@ -11,15 +11,38 @@ where a parameter was used on some of them only: its place in the flat gradient 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
+from minipar.backend import Array
 from minipar.comm.interface import Communicator, Work
 from minipar.errors import UsageError
 from minipar.nn import Parameter
 from minipar.parallel.flat_shards import FlatUnit
 from minipar.tape import Backward, running_backward
 from minipar.tensor import Tensor
+
+
+class Sum:
+    """The sum of one unit's gradients over the ranks, under way or complete.
+
+    Attributes:
+        used: which of the unit's parameters, by index, had a gradient on this rank.
+        chunk: (count,) this rank's range of the sum, once complete.
+    """
+
+    def __init__(self, unit: FlatUnit, work: Work, used: set[int]):
+        self.unit, self.used = unit, used
+        self.work: Work | None = work  # holds the whole gradient
+        self.chunk: Array | None = None
+
+    def wait(self) -> Array:
+        """Return the chunk; the whole gradient is freed."""
+        if self.work is not None:
+            self.chunk, self.work = self.work.wait(), None
+        assert self.chunk is not None
+        return self.chunk
 
 
 class ScatterGradients:
@@ -53,8 +76,7 @@ class ScatterGradients:
         self._turn = {id(unit): i for i, unit in enumerate(self._order)}
         self._unit_of = {id(p): unit for unit in self._order for p in unit.params}
         self._shared = shared
-        self._sent: list[tuple[FlatUnit, Work]] = []
-        self._used: list[set[int]] = []  # for each unit sent, which parameters had a gradient here
+        self._sent: list[Sum] = []
         self._run: Backward | None = None
         trained = [p for unit in self._order for p in unit.params if p.requires_grad]
         self._hooks = [p.register_hook(self._gradient_ready) for p in trained]
@@ -66,7 +88,7 @@ class ScatterGradients:
 
     def bytes_under_way(self) -> int:
         """Return the size of the whole gradients that are being sent."""
-        return sum(unit.padded * unit.own.itemsize for unit, work in self._sent if not work.done())
+        return sum(s.unit.padded * s.unit.own.itemsize for s in self._sent if s.work is not None)
 
     def _gradient_ready(self, p: Tensor) -> None:
         if not self.active:
@@ -107,14 +129,14 @@ class ScatterGradients:
             if len(unit.arrived) == len(unit.params):
                 unit.is_done()  # a first unit has no input whose gradient would say so
             self._send()
-        for _, work in self._sent[-2:]:
-            work.done()  # MPI moves a message along only while it is called
+        for s in self._sent:  # MPI moves a message along only while it is called
+            if s.work is not None and s.work.done():
+                s.wait()
 
     def _send(self) -> None:
         unit = self._order[len(self._sent)]
-        self._used.append(unit.arrived)
-        unit.arrived = set()
-        self._sent.append((unit, self.comm.reduce_scatter_async(unit.send_gradient())))
+        used, unit.arrived = unit.arrived, set()
+        self._sent.append(Sum(unit, self.comm.reduce_scatter_async(unit.send_gradient()), used))
 
     def finish(self) -> None:
         """Send what has not been sent and hand out the sums. Every rank calls it at the same time."""
@@ -126,15 +148,12 @@ class ScatterGradients:
                     if p.grad is not None:
                         unit.take_gradient(p)
             self._send()
-        first, here = 0, set()
-        for (unit, _), used in zip(self._sent, self._used):
-            here |= {first + i for i in used}
-            first += len(unit.params)
-        anywhere, first = on_any_rank(self.comm, here, first), 0
-        for unit, work in self._sent:
-            unit.add_gradient(work.wait(), {i for i in range(len(unit.params)) if first + i in anywhere})
-            first += len(unit.params)
-        self._sent, self._used = [], []
+        starts = [0, *accumulate(len(s.unit.params) for s in self._sent)]
+        here = {start + i for start, s in zip(starts, self._sent) for i in s.used}
+        anywhere = on_any_rank(self.comm, here, starts[-1])
+        for start, s in zip(starts, self._sent):
+            s.unit.add_gradient(s.wait(), {i for i in range(len(s.unit.params)) if start + i in anywhere})
+        self._sent = []
 
 
 def on_any_rank(comm: Communicator, here: set[int], n: int) -> set[int]:

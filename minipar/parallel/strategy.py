@@ -17,6 +17,7 @@ from minipar import optim
 from minipar.backend import Array, array_module, to_host
 from minipar.comm.interface import Communicator
 from minipar.data import Batch
+from minipar.data.tiles import tiles
 from minipar.models import Model
 from minipar.nn import Module, Parameter
 from minipar.parallel.data_parallel import DataParallel
@@ -259,21 +260,39 @@ class Pipelined(Strategy):
 
     Args:
         inner: this rank's stage over mesh.dp (plain, data parallel or ZeRO 1).
-        executor: runs the schedule.
-        microbatches: pieces that each part of the batch is cut into.
+        executor: runs the schedule, which says into how many microbatches each part of the batch is cut.
+        grid: (rows, columns) of tiles that images are cut into instead; they are the microbatches then.
     """
 
-    def __init__(self, inner: Strategy, stage: Stage, model: Model, executor: Executor, microbatches: int):
+    def __init__(
+        self,
+        inner: Strategy,
+        stage: Stage,
+        model: Model,
+        executor: Executor,
+        grid: tuple[int, int] | None = None,
+    ):
         super().__init__(model, inner.batch_ranks, inner.tp)
-        self.inner, self.stage, self.executor, self.microbatches = inner, stage, executor, microbatches
+        self.inner, self.stage, self.executor, self.grid = inner, stage, executor, grid
+
+    def cut(self, batch: Batch) -> list[Batch]:
+        """Return the microbatches of this rank's part of the batch."""
+        return tiles(batch, *self.grid) if self.grid else batch.split(self.executor.microbatches)
 
     def add_gradients(self, batch: Batch, count: int, last: bool) -> float:
         with self.inner.waiting(last=False):  # replicas are summed once, when every microbatch is through
-            total = self.executor.run(batch.split(self.microbatches), count)
+            total = self.executor.run(self.cut(batch), count)
         if last:
-            self.stage.sum_tied()
+            self._sum_over_ranks()
+        return float(self.executor.pp.all_reduce(np.array([total]))[0])  # only the last stage knows it
+
+    def _sum_over_ranks(self) -> None:
+        if self.inner.shard_ranks is not None:
+            self.stage.sum_tied(self.inner.shard_ranks)
             self.inner.synchronize()
-        return float(self.executor.pp.all_reduce(np.array([total]))[0])
+        else:
+            self.inner.synchronize()
+            self.stage.sum_tied()
 
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
         return self.executor.evaluate(inputs, targets, self.hits)

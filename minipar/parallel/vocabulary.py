@@ -45,7 +45,7 @@ def embed(weight, ids, start):
     return value, lambda g: (lambda: kernels.of(g).embedding_backward(g[here], found, rows), None, None)
 
 
-@primitive(fresh=True)
+@primitive(fresh=True, precision="float32")
 def _cross_entropy(logits, targets, comm, vocabulary, start, ignore_index, smoothing):
     """Losses (N,) from this rank's columns of the logits (N, V/ranks): two all-reduces, none backward.
 

@@ -163,18 +163,25 @@ class Zero:
             raise UsageError(
                 "batch norm mixes the samples of a batch, so microbatches change its result; use group norm"
             )
-        self.scatters.active = self.stage > 1
+        before, self.scatters.active = self.scatters.active, self.stage > 1
         try:
             yield
         finally:
-            self.scatters.active = True
+            self.scatters.active = before
 
     def synchronize(self) -> None:
         """Sum the gradients over the ranks, each range on its owner, and free the whole ones.
 
         Backward calls it. Call it yourself only where no gradient was computed at all on this rank, so that
         the others do not wait, or in stage 1 after backwards inside `no_sync`.
+
+        Raises:
+            UsageError: stage 3, where a rank without samples must gather with the others, too.
         """
+        if self.gathers:
+            raise UsageError(
+                "Zero: in stage 3 every rank takes part in forward and backward; run them on an empty share"
+            )
         self.scatters.finish()
 
     # Optimizer ----------------------------------------------------------------------------------------

@@ -46,6 +46,9 @@ elif fault == "exits":
     if guilty:
         sys.exit(3)
     comm.barrier()
+elif fault == "all_exit":
+    print("the reason", file=sys.stderr) if comm.rank == 0 else None
+    sys.exit(2)
 elif fault == "exits_caught":
     try:
         sys.exit(3)
@@ -65,7 +68,7 @@ elif fault == "wrong_shape_received":
     if guilty:
         comm.send(x, 0)
     elif comm.rank == 0:
-        comm.recv(comm.size - 1, shape=(5,), dtype=np.float32)
+        comm.recv(comm.size - 1, shape=(3,), dtype=np.float32)  # too short for what comes
 elif fault == "finishes_late":
     if guilty:
         time.sleep(1.5)  # longer than the time-out of the test: waiting at the exit is no hang

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from mpi_helpers import HERE, Outcome, mpirun
 
-from minipar.comm.launch import refuse_foreign_launcher
+from minipar.comm.launch import default_checks, mpi_timeout, refuse_foreign_launcher
 from minipar.comm.launcher import find_mpirun, run_mpi
 from minipar.errors import UsageError
 
@@ -32,6 +32,7 @@ FAILURES = {  # fault: exit code and what is said
     "all_raise_usage": (2, "[rank 0, step 2, backward] UsageError: batch 7 does not divide"),
     "raises_in_thread": (1, "[rank 1, step 2, backward, thread loader] IndexError"),
     "exits": (3, "[rank 1, step 2, backward] sys.exit(3)"),
+    "all_exit": (2, "the reason"),
     "aborts": (1, "rank 1, step 2, backward: aborted: had enough"),
     "mismatch": (
         1,
@@ -84,6 +85,13 @@ def test_a_failure_ends_the_job_and_names_the_rank(fault: str, jobs: Jobs) -> No
     assert job.seconds < 15
 
 
+@pytest.mark.parametrize("fault", ("all_raise_usage", "all_exit"))
+def test_what_all_ranks_say_is_said_once(fault: str, jobs: Jobs) -> None:
+    said = jobs[fault].result().err
+    assert said.count(FAILURES[fault][1].split("] ")[-1]) == 1
+    assert "Abort(" not in said and "rank 1" not in said
+
+
 def test_a_killed_rank_ends_the_job_and_is_named(jobs: Jobs) -> None:
     job = jobs["killed"].result()
     assert job.code != 0 and job.seconds < 15
@@ -117,8 +125,9 @@ def test_launcher_sets_up_the_job_and_returns_its_code(tmp_path: Path) -> None:
         "import os, sys\n"
         "from minipar.comm import world\n"
         "comm = world()\n"
-        f"open(r'{tmp_path}/' + str(comm.rank), 'w').write(\n"
-        "    f\"{comm.size} {os.environ['OMP_NUM_THREADS']} {os.environ['OPENBLAS_NUM_THREADS']}\")\n"
+        "variables = ('MINIPAR_WORLD_SIZE', 'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS')\n"
+        f"with open(r'{tmp_path}/' + str(comm.rank), 'w') as file:\n"
+        "    file.write(' '.join(os.environ[name] for name in variables))\n"
         "comm.barrier()\n"
         "sys.exit(5)\n",
     )
@@ -215,11 +224,20 @@ def test_another_mpis_launcher_is_noticed(variable: str) -> None:
     assert "minipar run -n 4" in job.stderr and "Traceback" not in job.stderr
 
 
-def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    command = script(tmp_path, "from minipar.comm import world; world()")
-    for name, value in (("MINIPAR_TIMEOUT", "soon"), ("MINIPAR_CHECKS", "yes")):
-        job = mpirun(1, Path(command[1]), limit=30, **{name: value})
-        assert job.code != 0 and f"UsageError: {name}='{value}'" in job.err
+def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MINIPAR_TIMEOUT", "MINIPAR_CHECKS"):
+        monkeypatch.delenv(name, raising=False)
+    assert mpi_timeout() == 60 and default_checks() is True
+    monkeypatch.setenv("MINIPAR_TIMEOUT", "2.5")
+    monkeypatch.setenv("MINIPAR_CHECKS", "0")
+    assert mpi_timeout() == 2.5 and default_checks() is False
+    for wrong in ("soon", "0", "-1", "nan"):
+        monkeypatch.setenv("MINIPAR_TIMEOUT", wrong)
+        with pytest.raises(UsageError, match=f"MINIPAR_TIMEOUT='{wrong}'"):
+            mpi_timeout()
+    monkeypatch.setenv("MINIPAR_CHECKS", "yes")
+    with pytest.raises(UsageError, match="MINIPAR_CHECKS='yes'"):
+        default_checks()
 
 
 def test_launcher_refuses_what_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ TRUNCATE = -7
         (("verify", "mlp", "--aggregation", "local", "--clip", 0, "--momentum", 0.5), ("use --momentum 0",)),
         # sizes that do not divide or fit
         (("train", "gpt", "--width", 10, "--heads", 4), ("4 heads do not divide width 10", "[1, 2, 5]")),
-        (("train", "mlp", "--dp", 2), ("--dp 2 on 1 rank", "must be 1")),
-        (("train", "mlp", "--dp", 3, "--ranks", 2), ("--dp 3 on 2 ranks", "must be 2")),
+        (("train", "mlp", "--dp", 2), ("dp 2", "does not fit 1 ranks", "--dp 1")),
+        (("train", "mlp", "--dp", 3, "--ranks", 2), ("dp 3", "does not fit 2 ranks", "--dp 2")),
         # data of the wrong kind
         (("train", "mlp", "--data", "docs"), ("docs is text, and images is wanted",)),
         (("train", "gpt", "--data", "digits"), ("digits is images, and text is wanted",)),
@@ -207,9 +207,9 @@ def test_an_error_of_one_rank_is_told_too(tmp_path: Path) -> None:
 
 @pytest.mark.mpi
 def test_the_mpirun_of_another_mpi() -> None:
-    """It starts processes that are each alone, and its variables say that there are four."""
+    """It starts processes that are each alone, and its variables tell."""
     done = process("verify", "mlp", OMPI_COMM_WORLD_SIZE="4")
-    assert_one_line(done, 2, "OMPI_COMM_WORLD_SIZE says 4 ranks, but MPI has 1", "minipar run -n 4")
+    assert_one_line(done, 2, "this mpirun is Open MPI's, but mpi4py uses MPICH", "minipar run -n")
 
 
 @pytest.mark.parametrize("command", (("doctor",), ("run", "-n", 2, __file__)))
@@ -217,4 +217,4 @@ def test_a_job_inside_a_job_is_refused(command: tuple[object, ...], monkeypatch:
     from minipar import cli
 
     monkeypatch.setattr(cli, "ranks_in_environment", lambda: (4, "MINIPAR_WORLD_SIZE"))
-    assert_one_line(minipar(*command), 2, f"{command[0]} starts ranks itself", "MPI job of 4 already")
+    assert_one_line(minipar(*command), 2, f"{command[0]} starts ranks itself", "an MPI job of 4")

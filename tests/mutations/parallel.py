@@ -26,8 +26,8 @@ FAULTS: list[Fault] = [
     Fault(
         "a rank divides by its own number of targets",
         "minipar/training.py",
-        "if self.local else batch.count",
-        "if self.local else max(batch.local_count, 1)",
+        "if self.strategy.own_mean else batch.count",
+        "if self.strategy.own_mean else max(batch.local_count, 1)",
         f"{VERIFY}::test_verify_holds[options0]",
     ),
     Fault(
@@ -164,7 +164,7 @@ FAULTS: list[Fault] = [
     Fault(
         "evaluation reports the rank's own share",
         "minipar/training.py",
-        "self.comm.all_reduce(sums).tolist()",
+        "self.strategy.batch_ranks.all_reduce(sums).tolist()",
         "sums.tolist()",
         f"{JOB}::test_sharded_evaluation_and_metrics_are_the_serial_ones",
     ),

@@ -13,12 +13,14 @@ from minipar import Tensor, launch, ops, world
 from minipar.comm.interface import balanced
 from minipar.errors import UsageError
 from minipar.models import ConvNet, ConvNetConfig
-from minipar.nn import Conv2d, GlobalAvgPool2d, GroupNorm, Module
+from minipar.nn import AvgPool2d, Conv2d, GlobalAvgPool2d, GroupNorm, MaxPool2d, Module
 from minipar.parallel.conv_parallel import (
     InputChannels,
     OutputChannels,
+    RegionAvgPool,
     RegionConv,
     RegionGroupNorm,
+    RegionMaxPool,
     RegionPool,
     RegionScatter,
     intervals,
@@ -120,8 +122,8 @@ class Regions(Module):
         return y if self.b is None else self.b(y)
 
 
-def run_regions(make: Any, x: np.ndarray, g: np.ndarray | None, plan: Plan | None) -> dict[str, np.ndarray]:
-    """Value and gradients; by region, y's rows are those of all ranks, and g is cut like y."""
+def run_regions(make: Any, x: np.ndarray, plan: Plan | None) -> dict[str, np.ndarray]:
+    """Value and gradients. By region, y's rows are put together again, and y's gradient is cut like y."""
     model: Module = make()
     if plan is not None:
         parallelize(model, world(), {"enter": RegionScatter(), **plan})
@@ -130,22 +132,22 @@ def run_regions(make: Any, x: np.ndarray, g: np.ndarray | None, plan: Plan | Non
         p.assign_(p.data + np.linspace(-0.3, 0.4, p.size).reshape(p.shape))  # also norms start uneven
     leaf = Tensor(x, requires_grad=True)
     y = model(leaf)
-    rows = [y.shape[2]] if plan is None or y.ndim == 2 else world().all_gather_object(y.shape[2])
-    g = np.random.default_rng(9).standard_normal((*y.shape[:2], sum(rows), *y.shape[3:])) if g is None else g
-    if len(rows) > 1:
-        assert rows == balanced(sum(rows), len(rows))
-        start = sum(rows[: world().rank])
-        y.backward(g[:, :, start : start + rows[world().rank]])
-        whole = np.concatenate([part for part in world().all_gather_object(y.data)], axis=2)
-    else:
-        y.backward(g)
-        whole = y.data
+    cut = plan is not None and y.ndim == 4
+    parts = world().all_gather_object(y.data) if cut else [y.data]
+    whole = np.concatenate(parts, axis=2) if cut else y.data
+    g = np.random.default_rng(9).standard_normal(whole.shape)
+    if cut:
+        counts = [part.shape[2] for part in parts]
+        assert counts == balanced(sum(counts), len(counts))
+        start = sum(counts[: world().rank])
+        g = g[:, :, start : start + y.shape[2]]
+    y.backward(g)
     return {"y": whole, "x": leaf.grad, **{name: p.grad for name, p in model.named_parameters()}}
 
 
-def compare_regions(make: Any, x: np.ndarray, ranks: int, plan: Plan, g: np.ndarray | None = None) -> None:
-    expected = run_regions(make, x, g, None)
-    for found in launch(run_regions, ranks, make, x, g, plan if ranks > 1 else None, timeout=20):
+def compare_regions(make: Any, x: np.ndarray, ranks: int, plan: Plan) -> None:
+    expected = run_regions(make, x, None)
+    for found in launch(run_regions, ranks, make, x, plan, timeout=20):
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             scale = np.abs(value).max(initial=1e-3)
@@ -209,10 +211,32 @@ def test_region_group_norm(height: int, ranks: int) -> None:
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 @pytest.mark.parametrize("height", [1, 4, 7])
 def test_region_pool(height: int, ranks: int) -> None:
-    rng = np.random.default_rng(2)
-    x, g = rng.standard_normal((2, 2, height, 3)), rng.standard_normal((2, 3))
+    x = np.random.default_rng(2).standard_normal((2, 2, height, 3))
     plan = {"a": RegionConv(), "b": RegionPool()}
-    compare_regions(lambda: Regions(Conv2d(2, 3, 3, 2, 1), GlobalAvgPool2d()), x, ranks, plan, g)
+    compare_regions(lambda: Regions(Conv2d(2, 3, 3, 2, 1), GlobalAvgPool2d()), x, ranks, plan)
+
+
+@property_test
+@given(
+    ranks=st.integers(2, 5),
+    height=st.integers(1, 9),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 1),
+    average=st.booleans(),
+)
+def test_region_window_pools(
+    ranks: int, height: int, kernel: int, stride: int, padding: int, average: bool
+) -> None:
+    padding = min(padding, kernel // 2)
+    x = np.random.default_rng(height).standard_normal((2, 2, max(height, kernel), 5)) - 3  # below the zeros
+    layer, style = (AvgPool2d, RegionAvgPool()) if average else (MaxPool2d, RegionMaxPool())
+    compare_regions(lambda: Regions(layer(kernel, stride, padding)), x, ranks, {"a": style})
+
+
+def test_a_pool_s_stride_is_its_kernel() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 2, 7, 6))
+    compare_regions(lambda: Regions(MaxPool2d((2, 3))), x, 3, {"a": RegionMaxPool()})
 
 
 def test_region_traffic() -> None:

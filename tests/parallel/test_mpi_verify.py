@@ -1,4 +1,4 @@
-"""Equal to serial under real MPI: every configuration of `mpi_verify`, in a job of two ranks and one of four."""
+"""Equal to serial under real MPI: what `mpi_verify` lists, in a job of two ranks and one of four."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Sequence parallelism equals serial training, for lengths that the ranks do not divide, or shorter than they."""
+"""Sequence parallelism equals serial training, also for lengths shorter than the ranks or undivided."""
 
 from __future__ import annotations
 

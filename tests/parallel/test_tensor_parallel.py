@@ -209,7 +209,7 @@ def test_gpt_holds_no_more_than_its_part() -> None:
 # --- Dropout, evaluation ------------------------------------------------------------------------------------
 
 
-def test_dropout_is_the_serial_mask_s_part_where_cut_and_the_same_where_whole() -> None:
+def test_dropout_masks_are_the_serial_one_s_parts() -> None:
     """Recorded inside a GPT: attention probabilities are cut by heads; the rest only with the sequence."""
     x, _ = batch("gpt-tied", 0)
 
@@ -294,7 +294,7 @@ def test_norm_counts_each_element_once(kind: str, ranks: int) -> None:
 
 
 def test_norm_of_shards_and_of_missing_gradients() -> None:
-    """ZeRO's flat shards over 2 ranks, each of a parameter cut over 2 others; float32 squares add in float64."""
+    """ZeRO's flat shards over 2 ranks, each of a parameter cut over 2 others; squares add in float64."""
     serial_gradient = np.full(10, 1e-3, "float32")
     serial_gradient[0] = 1e4
 
@@ -362,7 +362,7 @@ def tiny_convnet() -> ConvNet:
         (
             tiny_mlp,
             lambda m: {"layer.*.fc": Column()},
-            "plan: 'layer.*.fc' matches no module; the model has layers, layers.0, layers.0.fc, layers.0.drop,",
+            "plan: 'layer.*.fc' matches no module; the model has layers, layers.0, layers.0.fc,",
         ),
         (
             tiny_mlp,

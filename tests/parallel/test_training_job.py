@@ -9,6 +9,7 @@ from minipar import launch, world
 from minipar.comm import Communicator
 from minipar.config import VERIFY_DEFAULTS, TrainConfig
 from minipar.data import Data, load
+from minipar.parallel.strategy import Strategy
 from minipar.training import Job, StepRecord
 from minipar.verification import Fewer
 
@@ -61,8 +62,8 @@ def test_clipping_limits_the_norm_of_the_whole_gradient() -> None:
 
 
 def test_one_rank_trains_the_plain_model() -> None:
-    made = job(world(), "mlp", aggregation="local")
-    assert made.parallel is None and made.local is None
+    made = job(world(), "mlp")
+    assert type(made.strategy) is Strategy
     assert all(p.grad_buffer is None and not p.hooks for p in made.model.parameters())
     assert all(record.grad_norm is not None for record in made.train())
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+import subprocess
+import sys
 import weakref
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minipar import Tensor, launch, nn, no_grad, ops, optim, world
+from minipar import Tensor, launch, nn, no_grad, optim, world
+from minipar.comm.launcher import find_mpirun, is_open_mpi, job_environment
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import MLP, MLPConfig, Model
@@ -22,7 +27,17 @@ from minipar.parallel.zero import Zero
 from minipar.recompute import recompute
 from minipar.tape import run_deferred
 from tests.parallel.training_runs import SEED, assert_equal_steps, assert_replicas_bitwise
-from tests.parallel.zero_runs import OPTIMIZERS, data, loss_of, make, microbatches, on_threads, serial, train
+from tests.parallel.zero_runs import (
+    OPTIMIZERS,
+    data,
+    loss_of,
+    make,
+    microbatches,
+    on_threads,
+    serial,
+    train,
+    train_branching,
+)
 
 STAGES = (1, 2, 3)
 
@@ -124,7 +139,7 @@ def test_each_element_belongs_to_exactly_one_rank() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_over_a_tensor_parallel_model(stage: int) -> None:
-    """tp 2 × dp 2: what a rank holds of a cut weight is cut again; gradients equal the serial ones, sliced."""
+    """tp 2 × dp 2: what a rank holds of a cut weight is cut again; gradients are the serial ones, sliced."""
     expected = serial("gpt-tied", steps=2)
 
     def run() -> None:
@@ -148,6 +163,23 @@ def test_over_a_tensor_parallel_model(stage: int) -> None:
                     assert error <= 1e-10, (p.name, step)
 
     launch(run, 4, timeout=30)
+
+
+@pytest.mark.mpi
+def test_equals_serial_on_mpi() -> None:
+    """Three processes; what `zero_mpi` does, on each of them."""
+    program = find_mpirun()
+    settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MINIPAR_TIMEOUT": "30"}
+    job = subprocess.run(
+        [program, "-n", "3", sys.executable, str(Path(__file__).parent / "zero_mpi.py")],
+        env=job_environment(3, is_open_mpi(program), settings),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        start_new_session=True,
+    )
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert sorted(job.stdout.split()) == ["equal"] * 3
 
 
 # --- Traffic ----------------------------------------------------------------------------------------------
@@ -322,70 +354,34 @@ def test_two_graphs_may_be_alive_at_once() -> None:
 # --- Parameters that some ranks do not use ----------------------------------------------------------------
 
 
-class Branch(nn.Module):
-    """A linear layer, and one that is added if `extra` says so."""
-
-    def __init__(self) -> None:
-        self.fc, self.other, self.never = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
-        self.extra = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = ops.tanh(self.fc(x))
-        return y + self.other(x) if self.extra else y
-
-
-class Branching(Model):
-    """Four blocks, of which forward may leave some out."""
-
-    def __init__(self) -> None:
-        self.layers = nn.ModuleList([Branch() for _ in range(4)])
-        self.blocks = list(self.layers)
-        self.skipped: set[int] = set()
-        self.loss = nn.CrossEntropyLoss(reduction="sum")
-
-    def forward(self, x: Any) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            if i not in self.skipped:
-                x = block(x)
-        return x
-
-
-def configure(model: Branching, rank: int) -> Branching:
-    model.skipped = [set(), {1, 2}, {3, 0}][rank]
-    for i, block in enumerate(model.layers):
-        block.extra = (i + rank) % 2 == 0
-    return model
-
-
 @pytest.mark.parametrize("prefetch", (True, False))
 @pytest.mark.parametrize("stage", STAGES)
 def test_units_and_parameters_that_some_ranks_do_not_use(stage: int, prefetch: bool) -> None:
-    rng = np.random.default_rng(0)
-    shares = [(rng.standard_normal((n, 6)), rng.integers(0, 6, n)) for n in (3, 2, 4)]
-    plain = Branching().materialize(SEED, "float64")
-    for rank, (inputs, targets) in enumerate(shares):
-        configure(plain, rank)
-        plain.loss(plain(Tensor(inputs)), targets).backward()
-    expected = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
-    before = plain.state_dict()
+    launch(lambda: train_branching(world(), stage, prefetch), 3, timeout=20)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_rank_without_samples_takes_part(stage: int) -> None:
+    """By synchronize() in stages 1 and 2; in stage 3 it gathers as well, so it runs an empty share."""
+    inputs, targets = data("uneven", 1)[0]
+    plain = make("uneven").materialize(SEED, "float64")
+    plain.loss(plain(Tensor(inputs)), targets).backward()
 
     def run() -> None:
-        comm = world()
-        zero = Zero(Branching(), comm, stage, prefetch=prefetch).materialize(SEED, "float64")
-        configure(zero.model, comm.rank)  # type: ignore[arg-type]
-        update = OPTIMIZERS["sgd"]([t for _, t in zero.shards()])
-        inputs, targets = shares[comm.rank]
-        loss_of(zero, inputs, targets).backward()
+        zero = Zero(make("uneven"), world(), stage).materialize(SEED, "float64")
+        if world().rank == 0:
+            loss_of(zero, inputs, targets).backward()
+        elif stage < 3:
+            zero.synchronize()
+        else:
+            with pytest.raises(UsageError, match="run them on an empty share"):
+                zero.synchronize()
+            loss_of(zero, inputs[:0], targets[:0]).backward()
         found = zero.full("grad")
-        assert found.keys() == expected.keys()
-        for name, g in found.items():
-            np.testing.assert_allclose(g, expected[name], rtol=1e-10, atol=1e-13, err_msg=name)
-        zero.step(update)
-        for name, value in zero.full().items():
-            unused = name not in expected
-            assert np.array_equal(value, before[name]) == unused, name  # not even weight decay
+        for name, p in plain.named_parameters():
+            np.testing.assert_allclose(found[name], p.grad, rtol=1e-12, atol=1e-15)
 
-    launch(run, 3, timeout=20)
+    launch(run, 2)
 
 
 def test_frozen_parameters_are_gathered_and_get_no_gradient() -> None:
@@ -495,7 +491,7 @@ def test_refusals_before_anything_is_sent() -> None:
     weight.data = weight.data.astype("float64")
     with pytest.raises(UsageError, match=r"Zero: unit 0 \(MLPBlock\) mixes float32 and float64"):
         Zero(mixed, comm, 2)
-    with pytest.raises(UsageError, match=r"unit 0 \(Linear\) has a parameter \(3, 2\) that is not the model's"):
+    with pytest.raises(UsageError, match=r"unit 0 \(Linear\) has a parameter \(3, 2\) that is not the"):
         Zero(make("mlp"), comm, 2, units=[nn.Linear(2, 3)])
     zero = Zero(make("mlp"), comm, 2)
     for call in (zero.shards, lambda: zero(Tensor(np.ones((1, 12))))):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minipar import Tensor, launch, optim, random, world
+from minipar import Tensor, launch, nn, ops, optim, random, world
 from minipar.comm import Communicator
 from minipar.data.batch import share
 from minipar.models import MLP, MLPConfig, Model
@@ -111,3 +111,66 @@ def whole_state(zero: Zero) -> Arrays:
 def on_threads(ranks: int, *arguments: Any, **options: Any) -> list[list[Step]]:
     """`train` on so many threads: for each rank its steps."""
     return launch(lambda: train(world(), *arguments, **options), ranks, timeout=30)
+
+
+# Parameters that some ranks do not use ------------------------------------------------------------
+
+
+class Branch(nn.Module):
+    """A linear layer, and one that is added if `extra` says so."""
+
+    def __init__(self) -> None:
+        self.fc, self.other, self.never = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.extra = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.tanh(self.fc(x))
+        return y + self.other(x) if self.extra else y
+
+
+class Branching(Model):
+    """Four blocks, of which forward may leave some out."""
+
+    def __init__(self) -> None:
+        self.layers = nn.ModuleList([Branch() for _ in range(4)])
+        self.blocks = list(self.layers)
+        self.skipped: set[int] = set()
+        self.loss = nn.CrossEntropyLoss(reduction="sum")
+
+    def forward(self, x: Any) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            if i not in self.skipped:
+                x = block(x)
+        return x
+
+
+def configure(model: Branching, rank: int) -> Branching:
+    model.skipped = [set(), {1, 2}, {3, 0}][rank]
+    for i, block in enumerate(model.layers):
+        block.extra = (i + rank) % 2 == 0
+    return model
+
+
+def train_branching(comm: Communicator, stage: int, prefetch: bool) -> None:
+    """One step of three ranks that each leave out other blocks and parameters equals their serial sum.
+
+    A parameter that no rank uses has no gradient and does not change, not even by weight decay.
+    """
+    rng = np.random.default_rng(0)
+    shares = [(rng.standard_normal((n, 6)), rng.integers(0, 6, n)) for n in (3, 2, 4)]
+    plain = Branching().materialize(SEED, "float64")
+    for rank, (inputs, targets) in enumerate(shares):
+        configure(plain, rank)
+        plain.loss(plain(Tensor(inputs)), targets).backward()
+    expected, before = gradients(plain), plain.state_dict()
+    model = configure(Branching(), comm.rank)
+    zero = Zero(model, comm, stage, prefetch=prefetch).materialize(SEED, "float64")
+    update = OPTIMIZERS["sgd"]([t for _, t in zero.shards()])
+    loss_of(zero, *shares[comm.rank]).backward()
+    found = zero.full("grad")
+    assert found.keys() == expected.keys()
+    for name, g in found.items():
+        np.testing.assert_allclose(g, expected[name], rtol=1e-10, atol=1e-13, err_msg=name)
+    zero.step(update)
+    for name, value in zero.full().items():
+        assert np.array_equal(value, before[name]) == (name not in expected), name

@@ -40,10 +40,12 @@ from minipar.parallel.pipeline.action import (
     sizes,
     virtual_stage,
 )
-from minipar.parallel.pipeline.simulator import Cost, Wait, simulate, waiting_cycle
+from minipar.parallel.pipeline.simulator import Cost, Standstill, Wait, simulate, waiting_cycle
 
 
-def with_communication(schedule: Schedule, receives: Literal["early", "late"] = "early") -> list[list[Action]]:
+def with_communication(
+    schedule: Schedule, receives: Literal["early", "late"] = "early"
+) -> list[list[Action]]:
     """Return the schedule with its sends and receives, each naming the stage at the other end in `peer`.
 
     Raises UsageError if the schedule has communication already, or cannot be carried out in any way.
@@ -60,25 +62,26 @@ def with_communication(schedule: Schedule, receives: Literal["early", "late"] = 
     for spans in simulate(schedule).spans:
         for action, start, end in spans:
             events.append(((start, 1), (action,)))
-            if pair := _sent_after(action, size):
+            if pair := sent_after(action, size):
                 events.append(((end, 0), pair))
     out: list[list[Action]] = [[] for _ in schedule]
-    for _, together in sorted(events):
+    for _, together in sorted(events, key=lambda event: event[0]):
         for action in together:
             out[action.stage].append(action)
     return out
 
 
-def _sent_after(action: Action, size: Sizes) -> tuple[Action, Action] | None:
+def sent_after(action: Action, size: Sizes) -> tuple[Action, Action] | None:
     """Return the send of what an action made, and its receive; None if it stays on this rank."""
     p, last = size.stages, size.stages * size.chunks - 1
     here = virtual_stage(action, p)
     there = here + 1 if action.kind == F else here - 1
     if p == 1 or action.kind == W or not 0 <= there <= last:
         return None
+    _, i, chunk, stage, _ = action
+    chunk_there, peer = divmod(there, p)
     send, receive = (SEND_F, RECV_F) if action.kind == F else (SEND_B, RECV_B)
-    i, peer = action.microbatch, there % p
-    return Action(send, i, action.chunk, action.stage, peer), Action(receive, i, there // p, peer, action.stage)
+    return Action(send, i, chunk, stage, peer), Action(receive, i, chunk_there, peer, stage)
 
 
 def received_before(action: Action, size: Sizes) -> Action | None:
@@ -88,20 +91,17 @@ def received_before(action: Action, size: Sizes) -> Action | None:
     source = here - 1 if action.kind == F else here + 1
     if p == 1 or action.kind == W or not 0 <= source <= last:
         return None
-    return Action(RECV_F if action.kind == F else RECV_B, action.microbatch, action.chunk, action.stage, source % p)
-
-
-def sent_after(action: Action, size: Sizes) -> Action | None:
-    """Return the send that follows an action; None if nothing leaves this rank."""
-    pair = _sent_after(action, size)
-    return pair and pair[0]
+    kind, i, chunk, stage, _ = action
+    return Action(RECV_F if kind == F else RECV_B, i, chunk, stage, source % p)
 
 
 def _beside_their_actions(actions: list[Action], size: Sizes) -> list[Action]:
     out: list[Action] = []
     for action in actions:
-        steps = (received_before(action, size), action, sent_after(action, size))
-        out += [step for step in steps if step is not None]
+        receive, pair = received_before(action, size), sent_after(action, size)
+        out += [receive] if receive else []
+        out += [action]
+        out += [pair[0]] if pair else []
     return out
 
 
@@ -161,15 +161,16 @@ def replay(schedule: Schedule) -> Replay:
 def must_not_block(schedule: Schedule) -> list[Action]:
     """Return the sends of a schedule with communication that may not block, or it would not end.
 
-    Raises UsageError if it does not end even so: a stage waits for a message that its sender, itself waiting,
+    Raises Standstill if it does not end even so: a stage waits for a message that its sender, itself waiting,
     has yet to come to.
     """
     found = replay(schedule)
     if found.stuck:
-        raise UsageError(f"the schedule cannot be carried out: {'; '.join(map(str, waiting_cycle(found.stuck)))}")
+        raise Standstill(waiting_cycle(found.stuck))
     return found.must_not_block
 
 
 def _wait(action: Action, position: int) -> Wait:
     needs = {SEND_F: RECV_F, RECV_F: SEND_F, SEND_B: RECV_B, RECV_B: SEND_B}[action.kind]
-    return Wait(action.stage, position, action, -1 if action.peer is None else action.peer, f"{needs}{action.microbatch}")
+    on = -1 if action.peer is None else action.peer
+    return Wait(action.stage, position, action, on, f"{needs}{action.microbatch}")

@@ -20,9 +20,9 @@ def naive(stages: int, microbatches: int, chunks: int = 1) -> list[list[Action]]
 
     Returns the actions of each stage. Raises UsageError for sizes below 1, and for more than one chunk.
     """
-    # stage 0  F0 .  .  .  .  B0─── F1 .  .  .  .  B1───
-    # stage 1  .  F0 .  B0─── .  .  .  F1 .  B1─── .  .
-    # stage 2  .  .  F0 .  .  .  .  .  .  F1 .  .  .  .
+    # stage 0  F0 ·  ·  ·  ·  ·  ·  B0─── F1 ·  ·  ·  ·  ·  ·  B1───
+    # stage 1  ·  F0 ·  ·  ·  B0─── ·  ·  ·  F1 ·  ·  ·  B1─── ·  ·
+    # stage 2  ·  ·  F0 B0─── ·  ·  ·  ·  ·  ·  F1 B1─── ·  ·  ·  ·
     _refuse_bad_sizes("naive", stages, microbatches, chunks)
     return [
         [Action(kind, i, 0, stage) for i in range(microbatches) for kind in (F, B)]
@@ -35,12 +35,14 @@ def gpipe(stages: int, microbatches: int, chunks: int = 1) -> list[list[Action]]
 
     Returns the actions of each stage. Raises UsageError for sizes below 1, and for more than one chunk.
     """
-    # GRID gpipe 3 4
+    # stage 0  F0 F1 F2 F3 ·  ·  ·  ·  ·  ·  B0─── B1─── B2─── B3───
+    # stage 1  ·  F0 F1 F2 F3 ·  ·  ·  B0─── B1─── B2─── B3─── ·  ·
+    # stage 2  ·  ·  F0 F1 F2 F3 B0─── B1─── B2─── B3─── ·  ·  ·  ·
     _refuse_bad_sizes("gpipe", stages, microbatches, chunks)
     return [
-        [Action(F, i, 0, stage) for i in range(microbatches)] + [Action(B, i, 0, stage) for i in range(microbatches)]
+        [Action(kind, i, 0, stage) for kind in (F, B) for i in range(microbatches)]
         for stage in range(stages)
-    ]
+    ]  # fmt: skip
 
 
 def one_f_one_b(stages: int, microbatches: int, chunks: int = 1) -> list[list[Action]]:
@@ -51,7 +53,9 @@ def one_f_one_b(stages: int, microbatches: int, chunks: int = 1) -> list[list[Ac
 
     Returns the actions of each stage. Raises UsageError for sizes below 1, and for more than one chunk.
     """
-    # GRID 1f1b 3 4
+    # stage 0  F0 F1 F2 ·  ·  ·  ·  B0─── F3 B1─── ·  B2─── ·  B3───
+    # stage 1  ·  F0 F1 ·  ·  B0─── F2 B1─── F3 B2─── ·  B3─── ·  ·
+    # stage 2  ·  ·  F0 B0─── F1 B1─── F2 B2─── F3 B3─── ·  ·  ·  ·
     _refuse_bad_sizes("1f1b", stages, microbatches, chunks)
     schedule = []
     for stage in range(stages):
@@ -76,7 +80,8 @@ def interleaved(stages: int, microbatches: int, chunks: int = 2) -> list[list[Ac
     that the number of stages does not divide.
     """
     # Two stages of two chunks: 0F1 is forward of microbatch 1 on virtual stage 0. Stage 0 holds 0 and 2.
-    # GRID interleaved 2 4
+    # stage 0  0F0 0F1 2F0 2F1 ·   ·   2B0──── ·   2B1──── 0B0──── 0B1────
+    # stage 1  ·   1F0 1F1 3F0 3B0──── 3F1 3B1──── 1B0──── 1B1──── ·   ·
     _refuse_bad_sizes("interleaved", stages, microbatches, chunks, any_chunks=True)
     if microbatches % stages:
         below, above = microbatches // stages * stages, -(-microbatches // stages) * stages
@@ -114,7 +119,9 @@ def zero_bubble_h1(stages: int, microbatches: int, chunks: int = 1) -> list[list
 
     Returns the actions of each stage. Raises UsageError for sizes below 1, and for more than one chunk.
     """
-    # GRID zb-h1 3 4
+    # stage 0  F0 F1 F2 ·  ·  I0 W0 F3 I1 W1 I2 W2 I3 W3
+    # stage 1  ·  F0 F1 ·  I0 F2 I1 W0 F3 I2 W1 I3 W2 W3
+    # stage 2  ·  ·  F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3
     _refuse_bad_sizes("zb-h1", stages, microbatches, chunks)
     schedule = []
     for stage in range(stages):
@@ -141,7 +148,9 @@ SCHEDULES: dict[str, Callable[..., list[list[Action]]]] = {
 """The schedules by the names they have on the command line."""
 
 
-def build_schedule(name: str, stages: int, microbatches: int, chunks: int | None = None) -> list[list[Action]]:
+def build_schedule(
+    name: str, stages: int, microbatches: int, chunks: int | None = None
+) -> list[list[Action]]:
     """Return the named schedule; `chunks` of None is 2 for interleaved and 1 for all others.
 
     Raises UsageError for an unknown name, and for sizes that the schedule cannot have.
@@ -153,7 +162,9 @@ def build_schedule(name: str, stages: int, microbatches: int, chunks: int | None
     return SCHEDULES[name](stages, microbatches, chunks)
 
 
-def _refuse_bad_sizes(name: str, stages: int, microbatches: int, chunks: int, any_chunks: bool = False) -> None:
+def _refuse_bad_sizes(
+    name: str, stages: int, microbatches: int, chunks: int, any_chunks: bool = False
+) -> None:
     for what, n in (("stages", stages), ("microbatches", microbatches), ("chunks", chunks)):
         if n < 1:
             raise UsageError(f"{name}: {n} {what} make no schedule; give at least 1")

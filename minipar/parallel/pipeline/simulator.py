@@ -12,13 +12,23 @@ the rules of the threads engine's virtual clock too. Whole numbers and fractions
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import isfinite, lcm
 from typing import Any, NamedTuple, TypeAlias
 
 from minipar.errors import UsageError
-from minipar.parallel.pipeline.action import Action, B, F, Schedule, Sizes, W, compute_only, sizes, virtual_stage
+from minipar.parallel.pipeline.action import (
+    Action,
+    B,
+    F,
+    Schedule,
+    Sizes,
+    W,
+    compute_only,
+    sizes,
+    virtual_stage,
+)
 
 Cost: TypeAlias = int | float | Fraction
 PerStage: TypeAlias = Cost | Sequence[Cost]
@@ -42,15 +52,22 @@ class Costs:
         """Return each cost as a list, one number a virtual stage (or boundary); refuse what is no cost."""
         lists: dict[str, list[Cost]] = {}
         for name in ("forward", "input", "weight", "message"):
-            given, n = getattr(self, name), virtual_stages - (name == "message")
-            places = f"{n} {'boundaries between' if name == 'message' else ''} virtual stages".replace("  ", " ")
-            lists[name] = list(given) if isinstance(given, Sequence) else [given] * n
-            if len(lists[name]) != n:
-                raise UsageError(f"costs: {len(lists[name])} {name} costs for {places}; give one for each, or one for all")
+            given, n, places = getattr(self, name), virtual_stages, "virtual stages"
+            if name == "message":
+                n, places = n - 1, "boundaries between virtual stages"
+            lists[name] = per_stage(f"costs: {name}", given, n, places)
             bad = [c for c in lists[name] if not (isfinite(c) and c >= 0)]
             if bad:
                 raise UsageError(f"costs: a {name} cost is {bad[0]}; give zero or more")
         return lists
+
+
+def per_stage(name: str, given: PerStage, n: int, places: str = "virtual stages") -> list[Cost]:
+    """Return n numbers: those given, or the one given for all."""
+    numbers = list(given) if isinstance(given, Sequence) else [given] * n
+    if len(numbers) != n:
+        raise UsageError(f"{name}: {len(numbers)} numbers for {n} {places}; give one for each or one for all")
+    return numbers
 
 
 class Span(NamedTuple):
@@ -62,7 +79,7 @@ class Span(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """A stage that goes no further: its next action needs something of another action on stage `on`."""
+    """A stage that goes no further: its next action needs something of stage `on`."""
 
     stage: int
     position: int  # of the action in its stage's list
@@ -74,9 +91,17 @@ class Wait(NamedTuple):
         return f"stage {self.stage} at {self.action} waits for {self.needs} of stage {self.on}"
 
 
+class Standstill(UsageError):
+    """A schedule that cannot be carried out: the stages in `ring` wait for each other, or one for itself."""
+
+    def __init__(self, ring: Sequence[Wait]) -> None:
+        super().__init__(f"the schedule cannot be carried out: {'; '.join(map(str, ring))}")
+        self.ring = list(ring)
+
+
 @dataclass(frozen=True)
-class Simulation:
-    """A schedule in time. Times are in the unit of the costs; fractions if all costs were whole or fractions."""
+class Timeline:
+    """A schedule in time, predicted or measured. Predicted times are exact unless a cost was a float."""
 
     sizes: Sizes
     spans: list[list[Span]]  # by stage, in the order of time
@@ -87,7 +112,7 @@ class Simulation:
     peak_bytes: tuple[Cost, ...]  # by stage
 
 
-def simulate(schedule: Schedule, costs: Costs | None = None, activation_bytes: PerStage = 1) -> Simulation:
+def simulate(schedule: Schedule, costs: Costs | None = None, activation_bytes: PerStage = 1) -> Timeline:
     """Return the schedule in time; its sends and receives are left out, since they take none of the ranks'.
 
     Args:
@@ -95,27 +120,43 @@ def simulate(schedule: Schedule, costs: Costs | None = None, activation_bytes: P
         costs: of each action; 1 for F, I and W and nothing for a message if not given.
         activation_bytes: held from F to the end of backward (B or W), a number or one for each virtual stage.
 
-    Raises UsageError for costs that do not fit, and for a schedule that cannot be carried out to its end.
+    Raises UsageError for costs that do not fit, and Standstill, which is one too, for a schedule that cannot
+    be carried out to its end.
     """
     size, actions = sizes(schedule), compute_only(schedule)
     spans, unit, waits = _run(actions, size, costs or Costs())
     if waits:
-        raise UsageError(f"the schedule cannot be carried out: {'; '.join(map(str, waiting_cycle(waits)))}")
+        raise Standstill(waiting_cycle(waits))
+    predicted = timeline(spans, activation_bytes)
+    if unit == 1:
+        return predicted
+    # Back to fractions, the last thing because they are slow.
+    exact = {t: Fraction(t) / unit for stage in spans for span in stage for t in span[1:]}
+    spans = [[Span(a, exact[start], exact[end]) for a, start, end in stage] for stage in spans]
+    return replace(predicted, spans=spans, makespan=exact.get(predicted.makespan, 0))
+
+
+def timeline(spans: Sequence[Sequence[Span]], activation_bytes: PerStage = 1) -> Timeline:
+    """Return what follows from when each action took place: the measures of a predicted or a measured run.
+
+    Args:
+        spans: of the computing actions, by stage, in order, on a clock that is zero when the step begins.
+        activation_bytes: as for `simulate`.
+    """
+    size = sizes([[span.action for span in stage] for stage in spans])
     makespan = max((stage[-1].end for stage in spans if stage), default=0)
     busy = [sum(span.end - span.start for span in stage) for stage in spans]
     utilisation = tuple(_ratio(b, makespan) for b in busy)
-    bubble = 1 - _ratio(sum(busy), makespan * max(size.stages, 1))
-    live = tuple(max(held_after(stage), default=0) for stage in actions)
-    if unit > 1:  # back to fractions, the last thing because they are slow
-        exact = {t: Fraction(t, unit) for stage in spans for span in stage for t in (span.start, span.end)}
-        spans = [[Span(a, exact[start], exact[end]) for a, start, end in stage] for stage in spans]
-        makespan = Fraction(makespan, unit)
-    n = size.stages * size.chunks
-    each = list(activation_bytes) if isinstance(activation_bytes, Sequence) else [activation_bytes] * n
-    if len(each) != n:
-        raise UsageError(f"activation_bytes: {len(each)} numbers for {n} virtual stages; give one for each, or one for all")
-    in_bytes = tuple(max(held_after(stage, each, size.stages), default=0) for stage in actions)
-    return Simulation(size, spans, makespan, utilisation, bubble, live, in_bytes)  # type: ignore[arg-type]
+    bubble = 1 - _ratio(sum(busy), makespan * size.stages)
+    each = per_stage("activation_bytes", activation_bytes, size.stages * size.chunks)
+    live, in_bytes = [], []
+    for stage in spans:
+        actions = [span.action for span in stage]
+        live.append(max(held_after(actions), default=0))
+        in_bytes.append(max(held_after(actions, each, size.stages), default=0))
+    return Timeline(
+        size, [list(stage) for stage in spans], makespan, utilisation, bubble, tuple(live), tuple(in_bytes)
+    )
 
 
 def held_after(actions: Sequence[Action], each: Sequence[Cost] | None = None, stages: int = 1) -> list[Any]:
@@ -146,13 +187,15 @@ def waiting_cycle(waits: dict[int, Wait]) -> list[Wait]:
     return [waits[path[-1]]]
 
 
-def _ratio(a: Cost, b: Cost) -> Cost:
+def _ratio(a: Any, b: Any) -> Cost:
     if b == 0:
         return 1  # nothing took any time, so nobody was idle
-    return a / b if isinstance(a, float) or isinstance(b, float) else Fraction(a) / b
+    return a / b if isinstance(a, float) or isinstance(b, float) else Fraction(a, b)
 
 
-def _run(actions: list[list[Action]], size: Sizes, costs: Costs) -> tuple[list[list[Span]], int, dict[int, Wait]]:
+def _run(
+    actions: list[list[Action]], size: Sizes, costs: Costs
+) -> tuple[list[list[Span]], int, dict[int, Wait]]:
     """Return the spans of all stages, how many of their units of time are one of the costs', and, if it came
     to a standstill, what each stage waits for.
     """
@@ -161,7 +204,8 @@ def _run(actions: list[list[Action]], size: Sizes, costs: Costs) -> tuple[list[l
     # One common denominator makes fractions whole numbers, which are exact and fast.
     every = [c for numbers in table.values() for c in numbers]
     unit = 1 if any(isinstance(c, float) for c in every) else lcm(*(Fraction(c).denominator for c in every))
-    f, i, w, wire = ([c if isinstance(c, float) else int(c * unit) if unit > 1 else c for c in t] for t in table.values())
+    whole = (lambda c: int(c * unit)) if unit > 1 else (lambda c: c)
+    f, i, w, wire = ([whole(c) for c in numbers] for numbers in table.values())
     if p == 1:
         wire = [0] * len(wire)
     last = p * chunks - 1
@@ -171,7 +215,7 @@ def _run(actions: list[list[Action]], size: Sizes, costs: Costs) -> tuple[list[l
     backward: list[Any] = [None] * (p * chunks * m)
     free: list[Any] = [0] * p  # when each stage ended its last action
     done: list[list[Span]] = [[] for _ in range(p)]
-    asleep: dict[tuple[int, int], int] = {}  # the stage to wake when a result is there: (0 forward or 1 backward, index)
+    asleep: dict[tuple[int, int], int] = {}  # stage to wake by a result: (0 forward, 1 backward; its index)
     awake = list(range(p))
     while awake:
         s = awake.pop()

@@ -34,14 +34,8 @@ class Stage(Module):
     """
 
     def __init__(self, model: Model, pp: Communicator, cuts: Sequence[range]):
-        if len(cuts) % pp.size:
-            raise UsageError(f"pipeline: {len(cuts)} virtual stages do not divide by {pp.size} ranks")
-        norms = [name for name, m in model.named_modules() if isinstance(m, BatchNorm2d)]
-        if norms:
-            raise UsageError(f"pipeline: {norms[0]} is batch norm, which mixes the samples of a batch; microbatches would change its result; use group norm")
+        check_cuts(model, cuts, pp.size)
         model.assign_paths()
-        self.serial = [model]  # in a list: referred to, not owned
-        self.pp = [pp]
         held = range(pp.rank, len(cuts), pp.size)
         self.chunks = [model.blocks[cuts[k].start : cuts[k].stop] for k in held]
         self.blocks = [block for chunk in self.chunks for block in chunk]
@@ -73,15 +67,51 @@ class Stage(Module):
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         yield from self.held.items()
 
-    def sum_tied(self) -> None:
-        """Make each tied weight's gradient the sum over all its uses, bitwise the same on every holder."""
+    def sum_tied(self, replicas: Communicator | None = None) -> None:
+        """Make each tied weight's gradient the sum over all its uses, bitwise the same on every holder.
+
+        The holders of copies must have added in one order. So this sum comes after the one over the ranks that
+        share the batch, except where that one cuts the gradient into ranges, differently on each stage (ZeRO):
+        then give these ranks, and the whole sum is handed to the first of them, zeros to the others.
+        """
         for p, group in self.tied:
+            if not p.requires_grad:
+                continue
             g = array_module(p.data).zeros_like(p.data) if p.grad is None else p.grad
+            if replicas is not None:
+                g = replicas.all_reduce(g)
             total = group.all_reduce(g)
+            if replicas is not None and replicas.rank > 0:
+                total[...] = 0
             if p.grad is not None:
                 p.grad[...] = total
             else:
                 p.grad = total
+
+
+def check_cuts(model: Model, cuts: Sequence[range], ranks: int) -> None:
+    """Refuse a model that cannot run in microbatches, or cuts that do not give each rank as many stages.
+
+    Raises:
+        UsageError: says which, and what would work.
+    """
+    norms = [name for name, m in model.named_modules() if isinstance(m, BatchNorm2d)]
+    if norms:
+        raise UsageError(
+            f"pipeline: {norms[0]} is batch norm, which mixes the samples of a batch, so that microbatches"
+            " would change its result; use group norm"
+        )
+    if not cuts or len(cuts) % ranks:
+        raise UsageError(
+            f"pipeline: {len(cuts)} virtual stages do not divide by {ranks} ranks; give each rank as many"
+        )
+    starts = [0, *(cut.stop for cut in cuts)]
+    whole = starts[-1] == len(model.blocks) and all(len(c) and c.start == a for c, a in zip(cuts, starts))
+    if not whole:
+        raise UsageError(
+            f"pipeline: cuts {', '.join(f'{c.start}–{c.stop}' for c in cuts)} must follow each other,"
+            f" none empty, from 0 to {len(model.blocks)}, the number of blocks"
+        )
 
 
 def _ranks_using(p: Parameter, model: Model, cuts: Sequence[range], ranks: int) -> list[int]:
