@@ -7,17 +7,21 @@ importing only from those above it in this list:
     1  tape, tensor, ops, gradcheck  reverse-mode differentiation and its primitives
     2  nn, recompute, optim, data, models
     3  comm                          communicators on threads and MPI, textbook collectives
-    4  parallel                      data parallelism
-    5  config, plot, training, verification, runs, doctor
+    4  mesh, parallel                the kinds of parallelism, and `distribute`, which composes them
+    5  config, agreement, plot, training, verification, runs, doctor
     6  report, job, options, cli     the `minipar` command
 """
 
 from minipar import nn, ops, optim
 from minipar.comm import launch, world
+from minipar.mesh import Mesh
+from minipar.parallel.distribute import Recipe, distribute
 from minipar.random import at
 from minipar.tape import enable_grad, no_grad
 from minipar.tensor import Tensor, tensor
 
 __version__ = "0.1.0"
 
-__all__ = ["Tensor", "at", "enable_grad", "launch", "nn", "no_grad", "ops", "optim", "tensor", "world"]
+__all__ = [
+    "Mesh", "Recipe", "Tensor", "at", "distribute", "enable_grad", "launch", "nn", "no_grad", "ops", "optim", "tensor", "world",
+]  # fmt: skip

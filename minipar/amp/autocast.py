@@ -68,12 +68,14 @@ class autocast:
 
     Attributes:
         float32_parameters: names of parameters whose operations stay in float32; see `PrecisionPolicy`.
+        only_float32: low-precision operations compute in float32 as well; what they use is noted in `met`.
         met: names of the parameters that low-precision operations have used.
     """
 
     def __init__(self, dtype: Any = "float16", enabled: bool = True, cache_enabled: bool = True):
         self.dtype, self.enabled, self.cache_enabled = low_dtype(dtype), enabled, cache_enabled
         self.float32_parameters: frozenset[str] = frozenset()
+        self.only_float32 = False
         self.met: set[str] = set()
         # By id of the source array: (reference that empties the entry, version, copy).
         self._copies: dict[int, tuple[weakref.ref[Any], int, Array]] = {}
@@ -99,7 +101,7 @@ class autocast:
         if precision == "low":
             names = [a.name for a in args if isinstance(a, Tensor) and a.is_weight and a.name]  # type: ignore[attr-defined]
             self.met.update(names)
-            if not self.float32_parameters.intersection(names):
+            if not (self.only_float32 or self.float32_parameters.intersection(names)):
                 target = self.dtype
         for i, a in enumerate(args):
             if not isinstance(a, Tensor):
