@@ -146,7 +146,7 @@ def train(
 
 
 @app.command()
-@config_options(VERIFY_DEFAULTS, optimizer="sgd", dtype="float64", device="cpu")
+@config_options(VERIFY_DEFAULTS, optimizer="sgd", dtype=None, device="cpu")
 def verify(config: TrainConfig, ranks: Ranks = None) -> None:
     """Prove that parallel training equals serial training: every loss, gradient and weight, at every step.
 

@@ -9,6 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
+from minipar.amp.mixed import MODES as AMP_MODES
 from minipar.backend import FLOAT_DTYPES
 from minipar.errors import UsageError
 from minipar.parallel.data_parallel import AGGREGATIONS
@@ -49,7 +50,12 @@ class TrainConfig:
     momentum: float = _option(0.0, "momentum of SGD")
     clip: float = _option(1.0, "largest global gradient norm; 0 turns clipping off")
     accumulate: int = _option(1, "microbatches a step, one after the other")
-    dtype: str = _option("float32", "precision of parameters and arithmetic", choices=FLOAT_DTYPES[1:])
+    dtype: str | None = _option("float32", "precision of parameters and arithmetic", choices=FLOAT_DTYPES[1:])
+    amp: str = _option("off", "compute in this precision where that is safe", choices=AMP_MODES)
+    loss_scale: float | None = _option(None, "with --amp fp16: a fixed loss scale [default: adapted, from 65536]")
+    precision_policy: str | None = _option(
+        None, "with --amp fp16: thresholds (.toml, .json) by which parameters stay in float32"
+    )
     device: str = _option("auto", "where arrays live", choices=("auto", "cpu", "cuda"))
     seed: int = _option(0, "seed of initialisation, shuffling and dropout")
     dp: int | None = _option(None, "data-parallel ranks; default: all that the other axes leave")
@@ -107,7 +113,9 @@ class TrainConfig:
                 continue
             if choices and value is not None and value not in choices:
                 raise UsageError(f"{option} {value!r} is unknown: use one of {', '.join(choices)}")
-            if value is None and f.name in table:
+            if value is None and f.name == "dtype" and self.amp != "off":
+                filled["dtype"] = "float32"  # the master weights'
+            elif value is None and f.name in table:
                 filled[f.name] = table[f.name]
         config = replace(self, **filled)
         config._check()
@@ -156,6 +164,7 @@ class TrainConfig:
         for name in ("schedule", "microbatches", "chunks"):
             if getattr(self, name) is not None and self.pp == 1:
                 raise UsageError(f"--{name} describes a pipeline; give --pp above 1")
+        self._check_precision()
         if self.convolution is not None and self.tp == 1:
             raise UsageError("--convolution says how --tp cuts a convolution; give --tp above 1")
         if self.devices is not None and self.partition != "devices":
@@ -177,6 +186,28 @@ class TrainConfig:
                 "--norm batch needs every rank at every step, --aggregation local has none; use --norm group"
             )
 
+    def _check_precision(self) -> None:
+        """Refuse settings of mixed precision that mean nothing, or cannot be."""
+        if self.amp != "off" and self.dtype != "float32":
+            raise UsageError(f"--amp {self.amp} keeps float32 master weights: give --dtype float32, not {self.dtype}")
+        for name in ("loss_scale", "precision_policy"):
+            if getattr(self, name) is not None and self.amp != "fp16":
+                raise UsageError(f"--{name.replace('_', '-')} is about float16's range; it is for --amp fp16")
+        if self.loss_scale is not None and self.loss_scale <= 0:
+            raise UsageError(f"--loss-scale is {self.loss_scale}, it must be positive")
+        if self.amp == "bf16" and self.tp > 1:
+            raise UsageError(
+                "--amp bf16 with --tp above 1 is refused: tensor parallelism sums activations over ranks, and MPI"
+                " has no sum of bfloat16; use --amp fp16"
+            )
+        if self.amp == "bf16" and self.device == "cuda":
+            raise UsageError("--amp bf16 is for --device cpu: CuPy has no bfloat16; use --amp fp16")
+        if self.precision_policy is not None and self.convolution == "region":
+            raise UsageError(
+                "--precision-policy decides by parameter name, which --convolution region's summed copies do not"
+                " carry; use output or input"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain values for JSON."""
         return asdict(self)
@@ -193,10 +224,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # A proof needs little work: every layer of a kind once or twice, and a batch that 3 or 4 ranks do not divide.
 VERIFY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "mlp": dict(data="digits", steps=10, batch=10, width=32, layers=3, dropout=0.0, lr=0.1, warmup=2),
-    "convnet": dict(data="digits", steps=10, batch=10, width=8, layers=2, norm="group", lr=0.1, warmup=2),
+    "mlp": dict(data="digits", steps=10, batch=10, width=32, layers=3, dropout=0.0, lr=0.1, warmup=2, dtype="float64"),
+    "convnet": dict(data="digits", steps=10, batch=10, width=8, layers=2, norm="group", lr=0.1, warmup=2, dtype="float64"),
     "gpt": dict(
         data="docs", steps=10, batch=10, seq_len=16, width=32, layers=2, heads=4, dropout=0.0, tied=True,
-        lr=0.1, warmup=2,
+        lr=0.1, warmup=2, dtype="float64",
     ),
 }  # fmt: skip

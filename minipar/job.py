@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from minipar.agreement import agreed
+from minipar.amp import PrecisionPolicy
 from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig
 from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
+from minipar.plot import precision_histograms
 from minipar.report import console, progress, say, verify_table
 from minipar.runs import RunWriter
 from minipar.training import Job
@@ -29,7 +31,7 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
     if master:
         n = sum(math.prod(p.global_shape) for p in job.model.parameters())
         say(screen, {
-            "model": f"{config.model}, {n:,} parameters, {config.dtype}",
+            "model": f"{config.model}, {n:,} parameters, {precision_of(config)}",
             "data": f"{job.data.info['name']}, {len(job.data.train):,} training samples",
             "ranks": layout_of(config, job.mesh),
         })  # fmt: skip
@@ -43,6 +45,11 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
             writer.add(record)
     validation = job.evaluate()
     trained = job.serial_model()
+    if master and config.amp == "fp16":
+        scaler = job.precision.scaler
+        say(screen, {"loss scale": f"{scaler.get_scale():g}, {job.precision.skipped} steps skipped"})
+    if master and job.precision.policy is not None:
+        report_policy(job.precision.policy, out)
     if writer and trained:
         writer.finish(validation, trained)
         seconds = record.seconds
@@ -59,6 +66,21 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
             screen.print(
                 continue_text(trained, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False
             )
+
+
+def report_policy(policy: PrecisionPolicy, out: Path) -> None:
+    """Print each parameter's precision with its reason, and draw what they rest on into RUN/precision.png."""
+    if policy.observing:
+        steps = policy.config.observe
+        console().print(f"precision policy: undecided, it needs {steps} steps that do not overflow: all was float32")
+        return
+    console().print(policy.table(), markup=False, soft_wrap=True)
+    precision_histograms(policy, out / "precision.png")
+
+
+def precision_of(config: TrainConfig) -> str:
+    """Return the precision in words."""
+    return f"{config.dtype}" if config.amp == "off" else f"{config.amp} with {config.dtype} master weights"
 
 
 def sample_prompt(data: Data) -> str:
@@ -86,7 +108,7 @@ def run_verification(config: TrainConfig, comm: Communicator) -> bool:
     report = verify(config, comm)
     if comm.rank == 0:
         what = f"{config.model} on {comm.size} ranks against serial, {config.steps} SGD steps"
-        console().print(verify_table(report, f"{what}, {config.dtype}"))
+        console().print(verify_table(report, f"{what}, {precision_of(config)}"))
     return report.holds
 
 

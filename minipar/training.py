@@ -16,6 +16,7 @@ import numpy as np
 
 from minipar import optim, random
 from minipar.agreement import agreed, on_every_rank
+from minipar.amp import MixedPrecision, PolicyConfig
 from minipar.backend import float_dtype, to_device
 from minipar.comm.interface import Communicator
 from minipar.config import STAGED_POLICIES, TrainConfig
@@ -45,7 +46,8 @@ class StepRecord:
     Attributes:
         step: counted from 1.
         loss: mean over all valid targets of the global batch, in nats.
-        grad_norm: global 2-norm before clipping; None where no rank holds the summed gradient.
+        grad_norm: global 2-norm before clipping; None where no rank holds the summed gradient, or where a
+            scaled gradient overflowed and the step was skipped.
         samples_per_s: samples of the global batch by the time of the step.
         seconds: since the start of training.
     """
@@ -102,6 +104,7 @@ class Job:
 
     Attributes:
         mesh: the ranks by axis.
+        precision: autocast, loss scale and precision policy.
         strategy: the distributed model.
 
     Raises:
@@ -114,7 +117,8 @@ class Job:
         c: Any = config
         layers = c.partition in STAGED_POLICIES and c.pp == 1  # whole layers on the ranks, without a pipeline
         sizes = agreed(comm, lambda: resolve(comm.size, 1 if layers else c.dp, None if layers else c.pp, c.tp))
-        self.data, self.model = agreed(comm, lambda: self._prepare(data))
+        self.data, self.model, policy = agreed(comm, lambda: self._prepare(data))
+        self.precision = MixedPrecision(c.amp, comm, c.loss_scale, policy)
         self.mesh = Mesh(comm, **sizes)
         recipe = Recipe(
             sequence_parallel=c.sequence_parallel, convolution=c.convolution or "output", zero=c.zero,
@@ -127,10 +131,12 @@ class Job:
         self.loader = self._loader(self.data.train, c.batch, shuffle=True)
         self.steps_done = 0
 
-    def _prepare(self, data: Data | None) -> tuple[Data, Model]:
-        """Return the data and the serial model: everything that can go wrong on one rank alone."""
+    def _prepare(self, data: Data | None) -> tuple[Data, Model, PolicyConfig | None]:
+        """Return the data, the serial model and the policy: everything that can go wrong on one rank alone."""
+        file = self.config.precision_policy
+        policy = PolicyConfig.read(file) if file is not None else None
         data = load_data(self.config) if data is None else data
-        return data, build_model(self.config, data.info)
+        return data, build_model(self.config, data.info), policy
 
     def _assignment(self) -> Assignment | None:
         """Return the parameters' places by the chosen policy, equal on all ranks; None without a policy."""
@@ -167,29 +173,41 @@ class Job:
         count = max(batch.local_count, 1) if self.strategy.own_mean else batch.count
         self.optimizer.zero_grad()
         self.model.zero_grad()
-        total = 0.0
+        total, divisor = 0.0, self.precision.divisor(count)
         pieces = batch.split(self.config.accumulate)
         for i, piece in enumerate(pieces):
-            with random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset):
-                total += self.strategy.add_gradients(self._here(piece), count, last=i == len(pieces) - 1)
+            moment = random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset)
+            with moment, self.precision.context():
+                total += self.strategy.add_gradients(self._here(piece), divisor, last=i == len(pieces) - 1)
         self.strategy.finish_gradients()
         return float(self.strategy.batch_ranks.all_reduce(np.array([total]))[0]) / batch.count
 
     @overflow_is_reported
     def update(self, batch: Batch) -> float | None:
-        """Clip and take the optimizer's step; return the global gradient norm if this rank knows it.
+        """Unscale, clip and take the optimizer's step; return the global gradient norm if this rank knows it.
+
+        Where a scaled gradient overflowed on any rank, every rank skips the step: no norm, and nothing but the
+        loss scale is changed.
 
         Raises:
-            TrainingFailed: the norm is not finite; nothing is changed then.
+            TrainingFailed: the norm is not finite, or gradients overflow at the smallest loss scale; nothing is
+                changed then.
         """
         c: Any = self.config
         self.optimizer.set_lr(
             optim.warmup_cosine(self.steps_done, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.lr / 10)
         )
-        norm = self.strategy.grad_norm()
-        if norm is not None:
-            self._clip(norm)
-        self.strategy.step(self.optimizer, batch.local_count)
+        overflowed, norm = self.precision.unscale(self.optimizer), None
+        if overflowed and self.precision.scaler.get_scale() <= self.precision.scaler.floor:
+            scale = self.precision.scaler.get_scale()
+            raise on_every_rank(self._failure(f"gradients overflow at the smallest loss scale allowed, {scale:g}"))
+        if not overflowed:
+            if self.precision.observe(self.strategy.optimizer_tensors()):
+                self.strategy.precision_changed()
+            norm = self.strategy.grad_norm()
+            if norm is not None:
+                self._clip(norm)
+        self.precision.step(self.optimizer, lambda: self.strategy.step(self.optimizer, batch.local_count))
         self.steps_done += 1
         return None if self.strategy.own_mean else norm
 
@@ -244,7 +262,8 @@ class Job:
         for batch in self._loader(self.data.valid, c.batch, shuffle=False):
             # A rank without samples runs as well: with sharded parameters the others need its part of them.
             here = self._here(batch)
-            loss, hits = self.strategy.evaluate(here.inputs, here.targets)
+            with self.precision.context():
+                loss, hits = self.strategy.evaluate(here.inputs, here.targets)
             sums += [loss, float(hits), batch.local_count]
         self.model.train()
         loss, hits, targets = self.strategy.batch_ranks.all_reduce(sums).tolist()

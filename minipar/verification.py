@@ -22,7 +22,8 @@ from minipar.data.dataset import Dataset
 from minipar.errors import UsageError
 from minipar.training import Job, load_data
 
-TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "fp16": 1e-1, "bf16": 1e-1}
+LOSS_SCALE = 2.0**10  # fixed in a verification: an adapted one may take different steps in the two runs
 KINDS = ("loss", "gradient", "weight")
 
 
@@ -99,6 +100,8 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
         UsageError: a setting under which the two are not meant to be equal.
     """
     full = agreed(comm, lambda: _prepare(config, data))
+    if config.amp == "fp16":
+        config = replace(config, loss_scale=config.loss_scale or LOSS_SCALE)
     assert config.batch is not None and config.steps is not None
     short = Fewer(full.train, config.batch * max(config.steps // 2, 1) + config.batch // 2 + 1)
     shared = Data(short, full.valid, full.info, full.vocabulary)
@@ -106,7 +109,7 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     assert alone is not None
     serial = Job(_serial(config), alone, shared)
     parallel = Job(config, comm, shared)
-    report = Report(TOLERANCE[config.dtype])
+    report = Report(TOLERANCE[str(config.dtype) if config.amp == "off" else config.amp])
     if parallel.strategy.own_mean:
         del report.worst["gradient"]  # local SGD's ranks never hold the global one
     for step, (a, b) in enumerate(
@@ -169,6 +172,7 @@ def _compare_step(
     expected_state = serial.strategy.held("data") | {
         n: to_host(b.data) for n, b in serial.model.named_buffers()
     }
+    scale /= serial.precision.scaler.get_scale()  # gradients were compared with the loss scale in them
     _compare(report, "weight", parallel, state | buffers, expected_state, scale, place)
     report.replicas_differ += _differing_replicas(comm, parallel, state | buffers)
 

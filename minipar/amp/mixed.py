@@ -34,6 +34,7 @@ class MixedPrecision:
     Attributes:
         scaler: not enabled unless `amp` is "fp16".
         policy: None without one.
+        skipped: steps that were not taken because a gradient overflowed.
 
     Raises:
         UsageError: an unknown `amp`.
@@ -51,6 +52,7 @@ class MixedPrecision:
         else:  # the floor and an interval that never ends hold it where it is
             self.scaler = GradScaler(loss_scale, growth_interval=2**62, enabled=scaled, comm=comm, floor=loss_scale)
         self.policy = PrecisionPolicy(policy, comm) if policy is not None else None
+        self.skipped = 0
 
     @property
     def observing(self) -> bool:
@@ -87,5 +89,6 @@ class MixedPrecision:
 
     def step(self, optimizer: optim.Optimizer, take: Callable[[], Any]) -> None:
         """Take the step by calling `take`, or skip it, and adapt the scale."""
+        self.skipped += self.scaler.found_inf(optimizer)
         self.scaler.step(optimizer, take)
         self.scaler.update()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
 import time
@@ -50,7 +51,10 @@ class Hooks:
         # MPI_Abort needs locks that a stuck rank may hold; mpirun ends the others when this process ends.
         last_resort = threading.Timer(ABORT_SECONDS, os._exit, [code])
         last_resort.daemon = True
-        last_resort.start()
+        try:
+            last_resort.start()
+        except RuntimeError:  # no memory for a thread is left; the system's alarm clock needs none
+            signal.alarm(int(ABORT_SECONDS))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the reason is said; MPICH would add that we aborted
         self._mpi.COMM_WORLD.Abort(code)
 

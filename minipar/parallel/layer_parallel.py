@@ -162,13 +162,13 @@ class LayerParallel:
             self.comm.send(y.data, self.comm.rank + 1)
         return x, y
 
-    def forward_backward(self, inputs: Array | None, targets: Array | None, count: int) -> float:
+    def forward_backward(self, inputs: Array | None, targets: Array | None, count: float) -> float:
         """Compute the gradients of one batch; return its mean loss, the same on every rank.
 
         Args:
             inputs: (N, ...) the whole batch; looked at on rank 0.
             targets: (N, ...) looked at on the last rank.
-            count: valid targets in the batch, which the sum of losses is divided by.
+            count: valid targets in the batch (over the loss scale), which the sum of losses is divided by.
         """
         self.model.zero_grad()
         x, y = self._forward(inputs)

@@ -56,8 +56,12 @@ class Strategy:
         """Return the context for one microbatch's backward; all but the last only add to the gradients."""
         return contextlib.nullcontext()
 
-    def add_gradients(self, batch: Batch, count: int, last: bool) -> float:
-        """Add the gradients of (sum of losses) / count of this piece of the batch; return its sum of losses."""
+    def add_gradients(self, batch: Batch, count: float, last: bool) -> float:
+        """Add the gradients of (sum of losses) / count of this piece of the batch; return its sum of losses.
+
+        Args:
+            count: valid targets of the global batch, over the loss scale where there is one.
+        """
         with self.waiting(last):
             loss = self.model.loss(self.run(batch.inputs), batch.targets)
             (loss / count).backward()
@@ -68,6 +72,9 @@ class Strategy:
 
     def synchronize(self) -> None:
         """Sum the gradients over the ranks that share the batch, where backward was told to wait."""
+
+    def precision_changed(self) -> None:
+        """Called when activations may have another dtype from now on."""
 
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
         """Return this rank's sum of losses and number of hits, without gradients."""
@@ -228,7 +235,7 @@ class Layers(Strategy):
         super().__init__(model, alone)  # no rank shares the batch: the first reads all inputs, the last all targets
         self.parallel = LayerParallel(model, ranks, assignment, seed=seed, dtype=dtype, device=device)
 
-    def add_gradients(self, batch: Batch, count: int, last: bool) -> float:
+    def add_gradients(self, batch: Batch, count: float, last: bool) -> float:
         return self.parallel.forward_backward(batch.inputs, batch.targets, count) * count
 
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
@@ -279,7 +286,7 @@ class Pipelined(Strategy):
         """Return the microbatches of this rank's part of the batch."""
         return tiles(batch, *self.grid) if self.grid else batch.split(self.executor.microbatches)
 
-    def add_gradients(self, batch: Batch, count: int, last: bool) -> float:
+    def add_gradients(self, batch: Batch, count: float, last: bool) -> float:
         with self.inner.waiting(last=False):  # replicas are summed once, when every microbatch is through
             total = self.executor.run(self.cut(batch), count)
         if last:
@@ -293,6 +300,9 @@ class Pipelined(Strategy):
         else:
             self.inner.synchronize()
             self.stage.sum_tied()
+
+    def precision_changed(self) -> None:
+        self.executor.forget_shapes()
 
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
         return self.executor.evaluate(inputs, targets, self.hits)

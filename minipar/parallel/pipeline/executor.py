@@ -102,12 +102,12 @@ class Executor:
         self.peak_live = 0
         self._shapes: dict[tuple[str, int], tuple[tuple[int, ...], Any]] = {}  # of one sample, by message kind
 
-    def run(self, pieces: Sequence[Batch], count: int) -> float:
+    def run(self, pieces: Sequence[Batch], count: float) -> float:
         """Run forward and backward of all microbatches; return the sum of losses (0 except on the last stage).
 
         Args:
             pieces: the microbatches, as many as the schedule has; empty ones are legal.
-            count: valid targets of the global batch, which losses are divided by.
+            count: valid targets of the global batch (over the loss scale), which losses are divided by.
 
         Raises:
             UsageError: another number of pieces than the schedule has.
@@ -131,6 +131,10 @@ class Executor:
             work.wait()
         self.sent, self.pieces = [], ()
         return self.total
+
+    def forget_shapes(self) -> None:
+        """Learn the messages' shapes and dtypes anew: the model computes in another precision from now on."""
+        self._shapes = {}
 
     # Messages -----------------------------------------------------------------------------------------
 
