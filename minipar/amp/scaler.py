@@ -23,6 +23,7 @@ from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.tensor import Tensor
 
+LARGEST = float(np.finfo(np.float32).max)
 READY, UNSCALED, STEPPED = "ready", "unscaled", "stepped"
 
 
@@ -173,7 +174,7 @@ class GradScaler:
             if self._growth_tracker == self.growth_interval:
                 self._growth_tracker, self._hysteresis_left = 0, self.hysteresis
                 grown = self._scale * self.growth_factor
-                self._scale = grown if grown <= np.finfo(np.float32).max else self._scale
+                self._scale = grown if grown <= LARGEST else self._scale
         self._stages, self._found = {}, {}
 
     def state_dict(self) -> dict[str, Any]:

