@@ -24,7 +24,7 @@ FLOAT_DTYPES = ("float16", "float32", "float64")
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Whether numbers of this dtype can carry a gradient. bfloat16 is a user's dtype to NumPy, of kind "V"."""
+    """Whether numbers of this dtype can carry a gradient; to NumPy bfloat16 is foreign, of kind "V"."""
     return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")
 
 

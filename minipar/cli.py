@@ -240,6 +240,27 @@ def generate(
 
 
 @app.command()
+def schedule(
+    name: Annotated[str, typer.Argument(help="naive, gpipe, 1f1b, interleaved, zb-h1, or a CSV file of your own")],
+    stages: Annotated[int | None, typer.Option("-p", "--stages", help="ranks of the pipeline [default: 4]")] = None,
+    microbatches: Annotated[
+        int | None, typer.Option("-m", "--microbatches", help="pieces of the batch [default: 8]")
+    ] = None,
+    chunks: Annotated[int | None, typer.Option(help="virtual stages a rank, for interleaved")] = None,
+    costs: Annotated[str | None, typer.Option(help="times F,I,W or F,I,W,message [default: 1,1,1,0]")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the schedule here, a line a stage")] = None,
+    png: Annotated[Path | None, typer.Option(help="draw the timeline here")] = None,
+) -> None:
+    """Look at a pipeline schedule: its timeline, bubble and live activations, beside the papers' formulas.
+
+    Example: minipar schedule zb-h1 -p 4 -m 8 --png zb.png
+    """
+    from minipar.schedule_command import schedule_command
+
+    schedule_command(name, stages, microbatches, chunks, costs, csv, png)
+
+
+@app.command()
 def doctor() -> None:
     """Look at everything a parallel run needs, and say what to do about what is wrong.
 

@@ -52,7 +52,9 @@ class TrainConfig:
     accumulate: int = _option(1, "microbatches a step, one after the other")
     dtype: str | None = _option("float32", "precision of parameters and arithmetic", choices=FLOAT_DTYPES[1:])
     amp: str = _option("off", "compute in this precision where that is safe", choices=AMP_MODES)
-    loss_scale: float | None = _option(None, "with --amp fp16: a fixed loss scale [default: adapted, from 65536]")
+    loss_scale: float | None = _option(
+        None, "with --amp fp16: a fixed loss scale [default: adapted, from 65536]"
+    )
     precision_policy: str | None = _option(
         None, "with --amp fp16: thresholds (.toml, .json) by which parameters stay in float32"
     )
@@ -189,7 +191,9 @@ class TrainConfig:
     def _check_precision(self) -> None:
         """Refuse settings of mixed precision that mean nothing, or cannot be."""
         if self.amp != "off" and self.dtype != "float32":
-            raise UsageError(f"--amp {self.amp} keeps float32 master weights: give --dtype float32, not {self.dtype}")
+            raise UsageError(
+                f"--amp {self.amp} keeps float32 master weights: give --dtype float32, not {self.dtype}"
+            )
         for name in ("loss_scale", "precision_policy"):
             if getattr(self, name) is not None and self.amp != "fp16":
                 raise UsageError(f"--{name.replace('_', '-')} is about float16's range; it is for --amp fp16")
@@ -197,15 +201,15 @@ class TrainConfig:
             raise UsageError(f"--loss-scale is {self.loss_scale}, it must be positive")
         if self.amp == "bf16" and self.tp > 1:
             raise UsageError(
-                "--amp bf16 with --tp above 1 is refused: tensor parallelism sums activations over ranks, and MPI"
-                " has no sum of bfloat16; use --amp fp16"
+                "--amp bf16 with --tp above 1 is refused: tensor parallelism sums activations over ranks, and"
+                " MPI has no sum of bfloat16; use --amp fp16"
             )
         if self.amp == "bf16" and self.device == "cuda":
             raise UsageError("--amp bf16 is for --device cpu: CuPy has no bfloat16; use --amp fp16")
         if self.precision_policy is not None and self.convolution == "region":
             raise UsageError(
-                "--precision-policy decides by parameter name, which --convolution region's summed copies do not"
-                " carry; use output or input"
+                "--precision-policy decides by parameter name, which --convolution region's summed copies do"
+                " not carry; use output or input"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,8 +228,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 # A proof needs little work: every layer of a kind once or twice, and a batch that 3 or 4 ranks do not divide.
 VERIFY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "mlp": dict(data="digits", steps=10, batch=10, width=32, layers=3, dropout=0.0, lr=0.1, warmup=2, dtype="float64"),
-    "convnet": dict(data="digits", steps=10, batch=10, width=8, layers=2, norm="group", lr=0.1, warmup=2, dtype="float64"),
+    "mlp": dict(
+        data="digits", steps=10, batch=10, width=32, layers=3, dropout=0.0, lr=0.1, warmup=2, dtype="float64",
+    ),
+    "convnet": dict(
+        data="digits", steps=10, batch=10, width=8, layers=2, norm="group", lr=0.1, warmup=2, dtype="float64",
+    ),
     "gpt": dict(
         data="docs", steps=10, batch=10, seq_len=16, width=32, layers=2, heads=4, dropout=0.0, tied=True,
         lr=0.1, warmup=2, dtype="float64",

@@ -72,7 +72,7 @@ def report_policy(policy: PrecisionPolicy, out: Path) -> None:
     """Print each parameter's precision with its reason, and draw what they rest on into RUN/precision.png."""
     if policy.observing:
         steps = policy.config.observe
-        console().print(f"precision policy: undecided, it needs {steps} steps that do not overflow: all was float32")
+        console().print(f"precision policy: undecided, it needs {steps} steps without overflow")
         return
     console().print(policy.table(), markup=False, soft_wrap=True)
     precision_histograms(policy, out / "precision.png")

@@ -189,7 +189,8 @@ def precision_histograms(policy: PrecisionPolicy, path: Path) -> None:
             (OVERFLOW, 40, "overflows", "0.75"),
         ):
             axes.axvspan(low, high, color=shade, zorder=0)
-            axes.text((low + high) / 2, 0.97, name, ha="center", va="top", transform=axes.get_xaxis_transform())
+            place = {"ha": "center", "va": "top", "transform": axes.get_xaxis_transform()}
+            axes.text((low + high) / 2, 0.97, name, **place)
         bottom = np.zeros(BINS)
         for colour, dtype in zip(COLOURS, ("float16", "float32")):
             chosen = [h for name, h in histograms.items() if policy.decisions[name].dtype == dtype]

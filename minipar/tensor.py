@@ -233,6 +233,10 @@ class Handle:
             )
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.tensor.dtype
+
+    @property
     def data(self) -> Array:
         self.check()
         return self.tensor.data

@@ -132,7 +132,7 @@ class Job:
         self.steps_done = 0
 
     def _prepare(self, data: Data | None) -> tuple[Data, Model, PolicyConfig | None]:
-        """Return the data, the serial model and the policy: everything that can go wrong on one rank alone."""
+        """Return data, serial model and precision policy: all that can go wrong on one rank alone."""
         file = self.config.precision_policy
         policy = PolicyConfig.read(file) if file is not None else None
         data = load_data(self.config) if data is None else data
@@ -184,23 +184,24 @@ class Job:
 
     @overflow_is_reported
     def update(self, batch: Batch) -> float | None:
-        """Unscale, clip and take the optimizer's step; return the global gradient norm if this rank knows it.
+        """Unscale, clip and take the optimizer's step; return the global gradient norm if it is known here.
 
-        Where a scaled gradient overflowed on any rank, every rank skips the step: no norm, and nothing but the
-        loss scale is changed.
+        Where a scaled gradient overflowed on any rank, every rank skips the step: no norm, and nothing but
+        the loss scale is changed.
 
         Raises:
-            TrainingFailed: the norm is not finite, or gradients overflow at the smallest loss scale; nothing is
-                changed then.
+            TrainingFailed: the norm is not finite, or gradients overflow at the smallest loss scale; nothing
+                is changed then.
         """
         c: Any = self.config
         self.optimizer.set_lr(
             optim.warmup_cosine(self.steps_done, peak=c.lr, warmup=c.warmup, total=c.steps, floor=c.lr / 10)
         )
         overflowed, norm = self.precision.unscale(self.optimizer), None
-        if overflowed and self.precision.scaler.get_scale() <= self.precision.scaler.floor:
-            scale = self.precision.scaler.get_scale()
-            raise on_every_rank(self._failure(f"gradients overflow at the smallest loss scale allowed, {scale:g}"))
+        scaler = self.precision.scaler
+        if overflowed and scaler.get_scale() <= scaler.floor:
+            what = f"gradients overflow at the smallest loss scale allowed, {scaler.floor:g}"
+            raise on_every_rank(self._failure(what))
         if not overflowed:
             if self.precision.observe(self.strategy.optimizer_tensors()):
                 self.strategy.precision_changed()

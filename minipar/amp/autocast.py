@@ -58,8 +58,8 @@ class autocast:
     """A context in which operations choose their precision. It holds for this rank and thread alone.
 
     The cast copy of a parameter is kept and used again, also in backward, until the parameter's version
-    changes (an optimizer's step) or its array is gone (ZeRO stage 3 frees it). The copies live in this object:
-    enter one object at every step, or a new one each time.
+    changes (an optimizer's step) or its array is gone (ZeRO stage 3 frees it). The copies live in this
+    object: enter one object at every step, or a new one each time.
 
     Args:
         dtype: the low precision, "float16" or "bfloat16".
@@ -138,13 +138,17 @@ class autocast:
 class _CastHandle(Handle):
     """A parameter captured by reference and read in another precision, then as now."""
 
-    __slots__ = ("casting", "dtype")
+    __slots__ = ("_dtype", "casting")
 
     def __init__(self, handle: Handle, casting: autocast, dtype: np.dtype[Any]):
         self.tensor, self.version = handle.tensor, handle.version
-        self.casting, self.dtype = casting, dtype
+        self.casting, self._dtype = casting, dtype
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
 
     @property
     def data(self) -> Array:
         self.check()
-        return self.casting.copy_of(self.tensor, self.dtype)
+        return self.casting.copy_of(self.tensor, self._dtype)

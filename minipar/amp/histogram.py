@@ -1,10 +1,10 @@
-"""Histograms of exponents: how large the numbers of a tensor are, in powers of two, and what float16 makes of them.
+"""Histograms of exponents: how large numbers are, in powers of two, and what float16 makes of them.
 
         2^-24          2^-14                              2^16
     vanish │ subnormal │ normal: ten bits of fraction      │ overflow
 
-Scaling a tensor by 2^k shifts its histogram by k bins, so one histogram of unscaled gradients tells what would
-become of them under any loss scale.
+Scaling a tensor by 2^k shifts its histogram by k bins, so one histogram of unscaled gradients tells what
+would become of them under any loss scale.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from minipar.backend import Array, array_module, to_host
 
 LOWEST, HIGHEST = -150, 128  # exponents of float32, its subnormals included; other numbers go to the ends
 BINS = HIGHEST - LOWEST + 1
-SMALLEST, NORMAL, OVERFLOW = -24, -14, 16  # float16: smallest subnormal, smallest normal, first power above 65504
+SMALLEST, NORMAL, OVERFLOW = (
+    -24,
+    -14,
+    16,
+)  # float16: smallest subnormal, smallest normal, first power above 65504
 
 
 class ExponentHistogram:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minipar import optim
 from minipar.amp.autocast import autocast
 from minipar.amp.policy import PolicyConfig, PrecisionPolicy
 from minipar.amp.scaler import GradScaler
-from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.tensor import Tensor
+
+if TYPE_CHECKING:  # comm stands above this floor: communicators come in as arguments
+    from minipar.comm.interface import Communicator
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 MODES = ("off", *DTYPES)
@@ -41,7 +43,11 @@ class MixedPrecision:
     """
 
     def __init__(
-        self, amp: str, comm: Communicator, loss_scale: float | None = None, policy: PolicyConfig | None = None
+        self,
+        amp: str,
+        comm: Communicator,
+        loss_scale: float | None = None,
+        policy: PolicyConfig | None = None,
     ):
         if amp not in MODES:
             raise UsageError(f"amp {amp!r} is unknown: use one of {', '.join(MODES)}")
@@ -50,7 +56,9 @@ class MixedPrecision:
         if loss_scale is None:
             self.scaler = GradScaler(enabled=scaled, comm=comm, floor=SMALLEST_SCALE)
         else:  # the floor and an interval that never ends hold it where it is
-            self.scaler = GradScaler(loss_scale, growth_interval=2**62, enabled=scaled, comm=comm, floor=loss_scale)
+            self.scaler = GradScaler(
+                loss_scale, growth_interval=2**62, enabled=scaled, comm=comm, floor=loss_scale
+            )
         self.policy = PrecisionPolicy(policy, comm) if policy is not None else None
         self.skipped = 0
 

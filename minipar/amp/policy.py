@@ -2,10 +2,10 @@
 
 For some steps everything runs in float32 (what float16 would lose could not be seen in float16), and the
 exponents of every parameter's values and gradients are counted. Then each parameter is decided on, once:
-float32 if float16 would lose too much of its values or of its scaled gradient, else float16. An operation one
-of whose parameters is decided float32 computes in float32.
+float32 if float16 would lose too much of its values or of its scaled gradient, else float16. Parameters of
+one layer share an operation, so one that must be float32 takes the layer's others with it.
 
-Counts are summed over all ranks and integers, so every rank decides the same, and any layout as the serial run.
+Counts are integers, summed over all ranks, so every rank decides the same.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minipar.amp.histogram import ExponentHistogram
-from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.tensor import Tensor
+
+if TYPE_CHECKING:  # comm stands above this floor: communicators come in as arguments
+    from minipar.comm.interface import Communicator
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,24 @@ class PolicyConfig:
         known = [f.name for f in fields(cls)]
         for key in found:
             if key not in known:
-                raise UsageError(f"precision policy {path}: key {key!r} is unknown; known: {', '.join(known)}")
+                raise UsageError(
+                    f"precision policy {path}: key {key!r} is unknown; known: {', '.join(known)}"
+                )
         patterns = found.get("float32", [])
         if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
             raise UsageError(f"precision policy {path}: float32 must be a list of name patterns")
         observe = found.get("observe", 5)
         if type(observe) is not int or observe < 1:
-            raise UsageError(f"precision policy {path}: observe is {observe!r}, it must be a whole number from 1")
+            raise UsageError(
+                f"precision policy {path}: observe is {observe!r}, it must be a whole number from 1"
+            )
         for key, value in found.items():
             if key in ("observe", "float32"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise UsageError(f"precision policy {path}: {key} is {value!r}, it must be a share from 0 to 1")
+                raise UsageError(
+                    f"precision policy {path}: {key} is {value!r}, it must be a share from 0 to 1"
+                )
         return cls(**{**found, "float32": tuple(patterns)})
 
 
@@ -151,9 +159,21 @@ class PrecisionPolicy:
             used: names of the parameters that low-precision operations have used on this rank.
         """
         self.scale = scale
-        low = self._summed(set(used))
-        for name in self.values:
-            self.decisions[name] = self._decide(name, name in low)
+        low = self._summed(set(used)) - {""}
+        alone = {name: self._decide(name, name in low) for name in self.values}
+        for name, found in alone.items():
+            layer = name.rpartition(".")[0]
+            leader = next(
+                (
+                    d
+                    for d in alone.values()
+                    if d.dtype == "float32" and d.name in low and d.name.rpartition(".")[0] == layer
+                ),
+                found,
+            )
+            if found.dtype == "float16" and leader.dtype == "float32":
+                found = Decision(name, "float32", f"shares its layer's operation with {leader.name}")
+            self.decisions[name] = found
         return frozenset(d.name for d in self.decisions.values() if d.dtype == "float32")
 
     def _summed(self, used: set[str]) -> set[str]:
@@ -191,11 +211,18 @@ class PrecisionPolicy:
         if not gradient.nonzero:
             return Decision(name, "float16", "its gradient was zero in every step seen")
         lost = gradient.vanishing(s)
-        return Decision(name, "float16", f"{lost:.2%} of gradients vanish at scale {s:g}, {gradient.vanishing():.2%} unscaled")
+        return Decision(
+            name,
+            "float16",
+            f"{lost:.2%} of gradients vanish at scale {s:g}, {gradient.vanishing():.2%} unscaled",
+        )
 
     def table(self) -> str:
         """Return one line a parameter: name, precision, reason."""
-        rows = [("parameter", "computes in", "because"), *((d.name, d.dtype, d.reason) for d in self.decisions.values())]
+        rows = [
+            ("parameter", "computes in", "because"),
+            *((d.name, d.dtype, d.reason) for d in self.decisions.values()),
+        ]
         name, dtype = (max(len(row[i]) for row in rows) for i in (0, 1))
         return "\n".join(f"{a:<{name}}  {b:<{dtype}}  {c}" for a, b, c in rows)
 

@@ -2,7 +2,7 @@
 
 float16 has nothing below 2**-24 ≈ 6e-8. Multiplying the loss by S multiplies every gradient by S on its way
 down; before the step they are divided by S in float32. S is found by trial: it doubles after many good steps,
-and an overflow halves it and costs one step. Micikevicius et al. 2018, "Mixed precision training", section 3.2.
+and an overflow halves it and costs one step. Micikevicius et al. 2018, "Mixed precision training", 3.2.
 
     found_inf   growth tracker         scale
     no          + 1                    the same
@@ -13,15 +13,17 @@ and an overflow halves it and costs one step. Micikevicius et al. 2018, "Mixed p
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minipar import optim
 from minipar.backend import Array, array_module, to_host
-from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.tensor import Tensor
+
+if TYPE_CHECKING:  # comm stands above this floor: communicators come in as arguments
+    from minipar.comm.interface import Communicator
 
 LARGEST = float(np.finfo(np.float32).max)
 READY, UNSCALED, STEPPED = "ready", "unscaled", "stepped"
@@ -34,9 +36,9 @@ class GradScaler:
         init_scale, growth_factor, backoff_factor, growth_interval: PyTorch's, with its defaults.
         enabled: False makes every method pass things through.
         comm: all ranks that train together (the whole mesh). An overflow on any of them counts on all, so
-            that either every rank takes the step or none does. `unscale_`, or else `step`, is then collective.
-        hysteresis: overflows that are forgiven before the scale is lowered, this one included; filled up again
-            when the scale grows (Megatron-LM's rule). 1 is PyTorch's behaviour.
+            that either every rank takes the step or none does. Unscaling is collective then.
+        hysteresis: how many overflows it takes to lower the scale; from then on each one lowers it, until the
+            scale has grown again (Megatron-LM's rule). 1 is PyTorch's behaviour.
         floor: the scale never falls below this.
 
     Raises:
@@ -60,9 +62,8 @@ class GradScaler:
         if not 0 < backoff_factor < 1:
             raise UsageError(f"GradScaler: backoff_factor = {backoff_factor} must lie between 0 and 1")
         if growth_interval < 1 or hysteresis < 1:
-            raise UsageError(
-                f"GradScaler: growth_interval = {growth_interval} and hysteresis = {hysteresis} must be at least 1"
-            )
+            numbers = f"growth_interval = {growth_interval} and hysteresis = {hysteresis}"
+            raise UsageError(f"GradScaler: {numbers} must be at least 1")
         if not (0 <= floor <= init_scale < float("inf") and init_scale > 0):
             raise UsageError(
                 f"GradScaler: init_scale = {init_scale} must be positive and not below floor = {floor}"

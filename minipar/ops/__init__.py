@@ -40,7 +40,7 @@ from minipar.ops.elementwise import (
     tanh,
     where,
 )
-from minipar.ops.linalg import einsum, embedding, linear, matmul
+from minipar.ops.linalg import einsum, embedding, linear, matmul, rounded
 from minipar.ops.loss import cross_entropy, mse_loss
 from minipar.ops.normalisation import (
     batch_norm,

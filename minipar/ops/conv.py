@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from minipar import kernels
-from minipar.backend import array_module
+from minipar.backend import Array, array_module
+from minipar.kernels.common import widen
 from minipar.tensor import Tensor, primitive
 
 Pair = int | tuple[int, int]
@@ -17,20 +18,26 @@ def pair(value: Pair) -> tuple[int, int]:
 
 
 @primitive(handles=("weight",), precision="low")
-def _conv2d(x, weight, bias, stride, padding, dilation, groups):
+def _conv2d(x, weight, bias, stride, padding, dilation, groups, *, unrounded=False):
     k, w = kernels.of(x), weight.data
     if w.size == 0:  # a share of no channels: a sum of no terms, or no outputs
         size = output_size("conv2d", x.shape, w.shape[2:], stride, padding, dilation)
         xp, full = array_module(x), (x.shape[0], w.shape[0], *size)
-        y = xp.zeros(full, dtype=x.dtype) + (0 if bias is None else bias.reshape(-1, 1, 1))
+        y = xp.zeros(full, dtype=widen(x).dtype if unrounded else x.dtype)
+        y = y + (0 if bias is None else bias.reshape(-1, 1, 1))
         return y, lambda g: (xp.zeros_like(x), xp.zeros_like(weight.data), lambda: g.sum(axis=(0, 2, 3)))
-    y, saved = k.conv2d(x, w, bias, stride, padding, dilation, groups)
+    y, saved = k.conv2d(widen(x) if unrounded else x, w, bias, stride, padding, dilation, groups)
     window, size = (stride, padding, dilation, groups), w.shape[2:]
-    return y, lambda g: (
-        lambda: k.conv2d_backward_input(g, weight.data, x.shape, *window),
-        lambda: k.conv2d_backward_weight(g, x, saved, size, *window),
-        lambda: k.conv2d_backward_bias(g),
-    )
+
+    def vjp(g: Array) -> Any:
+        g = g.astype(x.dtype, copy=False) if unrounded else g
+        return (
+            lambda: k.conv2d_backward_input(g, weight.data, x.shape, *window),
+            lambda: k.conv2d_backward_weight(g, x, saved, size, *window),
+            lambda: k.conv2d_backward_bias(g),
+        )
+
+    return y, vjp
 
 
 def conv2d(
@@ -41,11 +48,15 @@ def conv2d(
     padding: Pair = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    unrounded: bool = False,
 ) -> Tensor:
     """Cross-correlation, as in torch.nn.functional.conv2d.
 
     x (N, C, H, W), weight (O, C/groups, kh, kw), bias (O,) → (N, O, H', W') with
     H' = ⌊(H + 2·padding - dilation·(kh - 1) - 1) / stride⌋ + 1.
+
+    Args:
+        unrounded: return float32 where x is a two-byte float, see `ops.linear`.
 
     Raises:
         ValueError: channels that do not fit or do not divide by groups, or a window larger than the image.
@@ -62,7 +73,7 @@ def conv2d(
         raise ValueError(f"conv2d: bias must be ({o},) for weight {weight.shape}, got {bias.shape}")
     stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
     output_size("conv2d", x.shape, weight.shape[2:], stride, padding, dilation)
-    return _conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return _conv2d(x, weight, bias, stride, padding, dilation, groups, unrounded=unrounded)
 
 
 def output_size(

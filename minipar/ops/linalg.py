@@ -11,6 +11,7 @@ from typing import Any
 
 from minipar import kernels
 from minipar.backend import Array, array_module
+from minipar.kernels.common import widen
 from minipar.ops.elementwise import unbroadcast
 from minipar.tensor import primitive
 
@@ -52,8 +53,12 @@ def matmul(a, b):
 
 
 @primitive(handles=("weight",), precision="low")
-def linear(x, weight, bias=None):
+def linear(x, weight, bias=None, *, unrounded=False):
     """x Wᵀ + b: x (..., in), weight (out, in), bias (out,) or None → (..., out).
+
+    Args:
+        unrounded: return float32 where x is a two-byte float: a term of a sum over ranks, which is rounded
+            once (see `rounded`).
 
     Raises:
         ValueError: shapes that do not belong together.
@@ -64,11 +69,22 @@ def linear(x, weight, bias=None):
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"linear: weight {w.shape} needs bias {w.shape[:1]}, got {bias.shape}")
     k = kernels.of(x)
-    return k.linear(x, w, bias), lambda g: (
-        lambda: k.linear_backward_input(g, weight.data),
-        lambda: k.linear_backward_weight(g, x),
-        lambda: k.linear_backward_bias(g),
-    )
+
+    def vjp(g: Array) -> Any:
+        g = g.astype(x.dtype, copy=False) if unrounded else g
+        return (
+            lambda: k.linear_backward_input(g, weight.data),
+            lambda: k.linear_backward_weight(g, x),
+            lambda: k.linear_backward_bias(g),
+        )
+
+    return k.linear(widen(x) if unrounded else x, w, bias), vjp
+
+
+@primitive(handles=("weight",), precision="low")
+def rounded(x, weight):
+    """x in the dtype in which `weight` is computed with: the end of a sum of unrounded linear layers."""
+    return x.astype(weight.dtype, copy=False), lambda g: (g, None)
 
 
 @primitive(handles=("weight",))

@@ -2,6 +2,10 @@
 
 A message costs α + βn seconds for n bytes. A GPT has a dozen small tensors per block, each would pay α; a
 bucket pays it once. `grad_buffer` makes backward write each gradient straight into its place.
+
+Parameters of two-byte floats (a model in float16 throughout, without float32 master weights) are packed and
+summed in float32 and rounded once: a sum over ranks in float16 could overflow on its way though its end fits,
+and each hop would round. Dividing before the sum would avoid the first and lose small gradients instead.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from minipar.backend import Array, array_module
 from minipar.errors import UsageError
+from minipar.kernels.common import work_dtype
 from minipar.nn import Parameter
 
 
@@ -17,7 +22,8 @@ class Bucket:
     """Some parameters of one dtype, and a flat array with room for one value per element of them.
 
     Attributes:
-        flat: (n + len(params),): the elements in order, then one flag per parameter (see `mark_used`).
+        flat: (n + len(params),): the elements in order, then one flag per parameter (see `mark_used`). In the
+            parameters' dtype, in float32 for two-byte floats.
         views: one view of `flat` per parameter, in its shape.
         sums: the same memory again; a parameter's gradient is this object once it has been summed, so that a
             gradient that would be summed a second time is noticed.
@@ -27,7 +33,9 @@ class Bucket:
         self.params = list(params)
         self.numel = sum(p.size for p in self.params)
         first = self.params[0].data
-        self.flat: Array = array_module(first).zeros(self.numel + len(self.params), dtype=first.dtype)
+        dtype = work_dtype(first.dtype)
+        self.rounded = dtype != first.dtype  # whether sums are rounded when they are handed out
+        self.flat: Array = array_module(first).zeros(self.numel + len(self.params), dtype=dtype)
         self.views: list[Array] = []
         start = 0
         for p in self.params:
@@ -67,8 +75,10 @@ class Bucket:
         """Set each parameter's gradient to the sum, or to None if no rank used the parameter."""
         # Reading the flags would make a GPU wait, and is not needed where this rank used everything itself.
         used = [1.0] * len(self.params) if self.all_used_here else self.used.tolist()
-        for p, total, flag in zip(self.params, self.sums, used):
-            p.grad = total if flag else None
+        for i, (p, flag) in enumerate(zip(self.params, used)):
+            if self.rounded:
+                self.sums[i] = self.views[i].astype(p.dtype)
+            p.grad = self.sums[i] if flag else None
 
     def pack(self, value: Callable[[Parameter], Array]) -> Array:
         """Fill the flat array with `value(p)` of each parameter and return it without the flags."""

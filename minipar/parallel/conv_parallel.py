@@ -66,8 +66,10 @@ class InputChannels(Style):
         def forward(x: Tensor) -> Tensor:
             part = scatter(x, comm, CHANNELS, counts)
             window = module.stride, module.padding, module.dilation
-            y = reduce_from(ops.conv2d(part, module.weight, None, *window), comm)
-            return y if module.bias is None else y + module.bias.reshape(1, -1, 1, 1)
+            y = reduce_from(ops.conv2d(part, module.weight, None, *window, unrounded=True), comm)
+            if module.bias is not None:
+                y = y + ops.rounded(module.bias, module.weight).reshape(1, -1, 1, 1)
+            return ops.rounded(y, module.weight)
 
         module.forward = forward
 

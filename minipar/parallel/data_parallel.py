@@ -80,7 +80,7 @@ class DataParallel:
         self._share_values()
         for bucket in self.buckets:
             for p, view in zip(bucket.params, bucket.views):
-                p.grad_buffer = view
+                p.grad_buffer = view if view.dtype == p.dtype else None
         self._hooks = [p.register_hook(self._gradient_ready) for p in self.params]
         self._batch_norms = self._share_batch_statistics()
 

@@ -145,4 +145,4 @@ def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
         if mesh.dp.size > 1:
             inner = Replicas(stage, mesh.dp, mesh.tp, bucket_mb=recipe.bucket_mb, overlap=recipe.overlap)
     executor = Executor(stage, model, mesh.pp, schedule, recompute=recipe.recompute)
-    return Pipelined(inner, stage, model, executor, microbatches)
+    return Pipelined(inner, stage, model, executor)

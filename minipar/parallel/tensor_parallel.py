@@ -163,7 +163,9 @@ class Column(Style):
 class Row(Style):
     """Linear cut by input features: x (..., in/ranks) → (..., out), summed; weight Shard(1).
 
-    The bias is whole on every rank and is added once, to the sum.
+    The bias is whole on every rank and is added once, to the sum. In mixed precision the sum is taken in
+    float32 and rounded once, as within one matrix product: with float16 terms the result would depend on how
+    many ranks there are, and a ReLU behind it would open for other samples than in the serial run.
 
     Args:
         unit: see `Shard`.
@@ -183,12 +185,14 @@ class Row(Style):
         def forward(x: Tensor) -> Tensor:
             if self.scattered:
                 x = scatter(x, comm, -1, counts)
-            part = ops.linear(x, module.weight)  # (..., out), this rank's share of the sum
+            part = ops.linear(x, module.weight, unrounded=True)  # (..., out), this rank's share of the sum
             if self.sequence:
                 y = reduce_scatter(part, comm, SEQUENCE)
-                return y if module.bias is None else y + copy_to(module.bias, comm)
-            y = reduce_from(part, comm)
-            return y if module.bias is None else y + module.bias
+                y = y if module.bias is None else y + ops.rounded(copy_to(module.bias, comm), module.weight)
+            else:
+                y = reduce_from(part, comm)
+                y = y if module.bias is None else y + ops.rounded(module.bias, module.weight)
+            return ops.rounded(y, module.weight)
 
         module.forward = forward
 

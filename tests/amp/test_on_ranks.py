@@ -11,8 +11,9 @@ from minipar.amp import GradScaler, autocast
 from minipar.config import VERIFY_DEFAULTS, TrainConfig
 from minipar.data import Data, load
 from minipar.errors import UsageError
-from minipar.nn import Linear
+from minipar.nn import Linear, Sequential
 from minipar.parallel import DataParallel
+from minipar.parallel.tensor_parallel import Row, parallelize
 from minipar.parallel.zero import Zero
 from minipar.tensor import Tensor
 from minipar.training import Job, TrainingFailed
@@ -103,7 +104,9 @@ def test_an_overflow_on_one_rank_makes_all_skip(layout: str) -> None:
             job.forward_backward(batch)
             unlucky = 0 if layout == "master" else ranks - 1  # the master alone has gradients
             if step == 1 and world().rank == unlucky:
-                next(t for _, t in job.strategy.optimizer_tensors() if t.grad is not None).grad.flat[0] = np.inf
+                next(t for _, t in job.strategy.optimizer_tensors() if t.grad is not None).grad.flat[0] = (
+                    np.inf
+                )
             before = state_of(job)
             job.update(batch)
             seen.append((before == state_of(job), job.precision.scaler.get_scale(), job.precision.skipped))
@@ -123,13 +126,16 @@ def test_every_rank_fails_alike_where_no_scale_helps() -> None:
         job.forward_backward(batch)
         if world().rank == 1:
             next(job.model.parameters()).grad[0] = np.nan
-        with pytest.raises(TrainingFailed, match="step 1: gradients overflow at the smallest loss scale") as e:
+        with pytest.raises(
+            TrainingFailed, match="step 1: gradients overflow at the smallest loss scale"
+        ) as e:
             job.update(batch)
         return str(e.value)
 
     assert len(set(launch(program, 2, timeout=20))) == 1
 
 
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 def test_training_goes_on_after_overflows() -> None:
     """The first scale is far too large: it falls until the gradients fit, and the loss goes down."""
     shared = data("mlp")
@@ -163,6 +169,43 @@ def test_sums_of_gradients_over_ranks_are_float32_and_cannot_overflow_float16() 
 
     for gradients in launch(program, 2, timeout=20):
         assert all(g.dtype == np.float32 and g.item() == 96000 for g in gradients)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # in the backward that is refused
+def test_a_model_in_float16_throughout_sums_its_gradients_in_float32() -> None:
+    """48000 + 48000 - 40000 fits float16, the sum of the first two does not."""
+
+    def program() -> list[np.ndarray]:
+        layer = Linear(1, 1, bias=False).materialize(0, "float16")
+        parallel, found = DataParallel(layer, world()), []
+        for _ in range(2):
+            layer.zero_grad()
+            x = np.full((1, 1), (48000.0, 48000.0, -40000.0)[world().rank], "float16")
+            parallel(Tensor(x)).sum().backward()
+            assert layer.weight.grad is not None
+            found.append(layer.weight.grad.copy())
+        with pytest.raises(UsageError, match="is summed over the ranks already"):
+            parallel(Tensor(x)).sum().backward()
+        return found
+
+    for gradients in launch(program, 3, timeout=20):
+        assert all(g.dtype == np.float16 and g.item() == 56000 for g in gradients)
+
+
+def test_terms_of_a_row_layer_are_summed_before_they_are_rounded() -> None:
+    """683 · 3 - 1024 · 2 = 1; rounded to float16 first, 2049 would be 2048 and the sum 0."""
+
+    def program() -> tuple[np.ndarray, np.dtype[Any]]:
+        model = Sequential(Linear(2, 1, bias=False))
+        parallelize(model, world(), {"0": Row(scattered=True)})
+        model.materialize(0)
+        model[0].weight.assign_(np.array([[3.0, -2.0]], "float32")[:, [world().rank]])
+        with autocast():
+            y = model(Tensor(np.array([[683.0, 1024.0]], "float32")))
+        return y.data, y.dtype
+
+    for y, dtype in launch(program, 2, timeout=20):
+        assert dtype == np.float16 and y.item() == 1
 
 
 def test_zero_3_keeps_no_float16_copies_between_steps() -> None:

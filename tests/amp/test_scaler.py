@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minipar import optim, ops
+from minipar import ops, optim
 from minipar.amp import GradScaler, autocast
 from minipar.errors import UsageError
 from minipar.nn import Linear
@@ -62,7 +62,10 @@ def test_a_skipped_step_leaves_weights_moments_and_step_count():
     w.grad = np.full(3, 4.0, "float32")
     assert scaler.step(optimizer) is None and optimizer.state[0]["step"] == 1
     scaler.update()
-    before = {k: np.copy(v) for k, v in optimizer.state[0].items()} | {"w": w.data.copy(), "version": w.version}
+    before = {k: np.copy(v) for k, v in optimizer.state[0].items()} | {
+        "w": w.data.copy(),
+        "version": w.version,
+    }
     w.grad = np.array([1.0, np.nan, 1.0], "float32")
     scaler.step(optimizer)
     scaler.update()

@@ -44,15 +44,15 @@ FAULTS: list[Fault] = [
     Fault(
         "a row layer's bias is added on each rank",
         STYLES,
-        "            part = ops.linear(x, module.weight)  # (..., out), this rank's share of the sum\n",
-        "            part = ops.linear(x, module.weight, module.bias)\n",
+        "            part = ops.linear(x, module.weight, unrounded=True)  # (..., out), this rank's share of the sum\n",
+        "            part = ops.linear(x, module.weight, module.bias, unrounded=True)\n",
         f"{TESTS}/test_tensor_parallel.py::test_a_row_bias_is_added_once",
     ),
     Fault(
         "a row layer's bias gradient is of its part of the sequence",
         STYLES,
-        "y if module.bias is None else y + copy_to(module.bias, comm)",
-        "y if module.bias is None else y + module.bias",
+        "ops.rounded(copy_to(module.bias, comm), module.weight)",
+        "ops.rounded(module.bias, module.weight)",
         f"{TESTS}/test_sequence_parallel.py::test_equals_serial -k tied-2",
     ),
     Fault(

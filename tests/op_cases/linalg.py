@@ -3,6 +3,7 @@
 import numpy as np
 
 from minipar import ops
+from minipar.tensor import Tensor
 from tests.op_cases.case import Case, Cases
 
 PRODUCTS = [
@@ -47,6 +48,7 @@ CASES: Cases = {
         Case(lambda x, w, b: ops.linear(x, weight=w, bias=b), ((5, 3), (4, 3), (4,)), _linear),
         Case(lambda x, w: ops.linear(x.T, w), ((3, 5), (4, 3)), lambda T, x, w: _linear(T, x.T, w)),
     ],
+    "rounded": [Case(lambda x: ops.rounded(x, Tensor(x.data[:1])), ((5, 3),), lambda T, x: x * 1)],
     "embedding": [
         Case(
             lambda w: ops.embedding(w, IDS),

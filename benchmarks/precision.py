@@ -1,0 +1,125 @@
+"""Does float16 training get where float32 training gets, and what is the loss scale for?
+
+    python benchmarks/precision.py                     # 300 steps each: minutes, NumPy casts float16 slowly
+    python benchmarks/precision.py --steps 60          # a first impression
+    python benchmarks/precision.py --only gradients    # the small-gradient model alone: seconds
+
+Trains the `docs` GPT from one seed in float32 and with `--amp fp16`, and prints both validation losses: the
+goal is a difference of at most 1 %. Before that it trains a model whose gradients lie below float16's
+smallest number, without and with a loss scale, and draws the three curves into `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from minipar import optim, world
+from minipar.amp import GradScaler, autocast
+from minipar.config import TrainConfig
+from minipar.models import MLP, MLPConfig
+from minipar.ops import astype, mse_loss
+from minipar.plot import COLOURS, new_figure
+from minipar.tensor import Tensor
+from minipar.training import Job
+
+UNIT = 1e-4  # outputs are stated in a unit ten thousand times their size: metres for tenths of millimetres
+GOAL = 0.01
+
+
+def small_gradient_losses(amp: bool, scaled: bool, steps: int = 60) -> list[float]:
+    """Return the losses, relative to the first, of a regression whose outputs and targets are of size 1e-4.
+
+    The gradient of the mean square with respect to an output is 2 · error · 1e-4 / N ≈ 1e-10: float16 has
+    nothing below 6e-8. Adam does not mind how small a gradient is, but it cannot use zeros.
+
+    Args:
+        amp: run forward under float16 autocast, otherwise in float32.
+        scaled: use a GradScaler.
+    """
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((64, 8)).astype("float32")
+    y = (np.sin(x @ rng.standard_normal((8, 4))) * UNIT).astype("float32")
+    model = MLP(MLPConfig(inputs=8, classes=4, width=32, layers=2)).materialize(0)
+    optimizer = optim.Adam(model.parameters(), lr=1e-2, eps=1e-20)
+    scaler = GradScaler(enabled=scaled)
+    losses = []
+    for _ in range(steps):
+        model.zero_grad()
+        with autocast(enabled=amp):
+            loss = mse_loss(astype(model(Tensor(x)), "float32") * UNIT, Tensor(y))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    return [loss / losses[0] for loss in losses]
+
+
+def gradients(out: Path) -> None:
+    """Train the small-gradient model three times, print where it got, and draw the curves."""
+    curves = {
+        "float32": small_gradient_losses(amp=False, scaled=False),
+        "float16, unscaled": small_gradient_losses(amp=True, scaled=False),
+        "float16, scaled": small_gradient_losses(amp=True, scaled=True),
+    }
+    print("small gradients: loss after 60 steps, relative to the first")
+    for name, losses in curves.items():
+        print(f"  {name:<20} {losses[-1]:.3f}")
+    picture = out / "small_gradients.png"
+    figure = new_figure(6.0, 3.5)
+    axes = figure.subplots()
+    for (name, losses), colour, style, width in zip(curves.items(), COLOURS, ("-", ":", "--"), (4, 2, 2)):
+        axes.semilogy(range(1, len(losses) + 1), losses, style, color=colour, linewidth=width, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss over its first value")
+    axes.set_title("outputs of size 1e-4: gradients below float16's smallest number")
+    axes.legend(frameon=False)
+    figure.savefig(picture, dpi=150)
+    print(f"  {picture}")
+
+
+def train(amp: str, steps: int, seed: int) -> tuple[float, float, int]:
+    """Return (validation loss in nats, seconds a step, skipped steps) of the default GPT."""
+    config = TrainConfig(model="gpt", steps=steps, amp=amp, seed=seed, device="cpu").resolved()
+    job = Job(config, world())
+    start = time.perf_counter()
+    for record in job.train():
+        if record.step % max(steps // 10, 1) == 0:
+            print(f"  {amp:>4}  step {record.step:>4}/{steps}  loss {record.loss:.4f}", flush=True)
+    seconds = (time.perf_counter() - start) / steps
+    return job.evaluate()["loss"], seconds, job.precision.skipped
+
+
+def gpt(steps: int, seed: int) -> bool:
+    """Train in float32 and in float16, print the comparison, return whether the goal is met."""
+    full, full_seconds, _ = train("off", steps, seed)
+    half, half_seconds, skipped = train("fp16", steps, seed)
+    difference = half / full - 1
+    print(f"docs GPT, {steps} steps, seed {seed}: validation loss")
+    print(f"  float32  {full:.4f} nats   {full_seconds:.3f} s a step")
+    print(f"  fp16     {half:.4f} nats   {half_seconds:.3f} s a step   {skipped} steps skipped")
+    print(f"  difference {difference:+.2%}, goal at most {GOAL:.0%}")
+    return abs(difference) <= GOAL
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("gpt", "gradients"))
+    parser.add_argument("--out", type=Path, default=Path("runs/precision"), help="folder for the picture")
+    args = parser.parse_args()
+    if args.only != "gpt":
+        args.out.mkdir(parents=True, exist_ok=True)
+        gradients(args.out)
+    if args.only != "gradients" and not gpt(args.steps, args.seed):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
