@@ -34,7 +34,8 @@ class PolicyConfig:
 
     Attributes:
         observe: steps that run in float32 and are counted before anything is decided.
-        value_underflow: share of values that vanish (magnitude below 2^-25).
+        value_underflow: share of values that vanish (magnitude below 2^-25). It may be large: such a value is
+            lost beside its neighbours anyway, and an attention key's bias is only ever that small.
         value_overflow: share of values that become infinite (2^16 and above).
         gradient_underflow: share of gradient elements that vanish though multiplied by the loss scale.
         gradient_overflow: share of gradient elements that become infinite when multiplied by the loss scale.
@@ -42,7 +43,7 @@ class PolicyConfig:
     """
 
     observe: int = 5
-    value_underflow: float = 0.01
+    value_underflow: float = 0.5
     value_overflow: float = 0.0
     gradient_underflow: float = 0.05
     gradient_overflow: float = 0.0

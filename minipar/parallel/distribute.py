@@ -11,6 +11,7 @@ share the batch agree on how to sum gradients (data parallelism, ZeRO, owners, o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
@@ -22,7 +23,7 @@ from minipar.parallel.pipeline.schedules import build_schedule
 from minipar.parallel.pipeline.stage import Stage
 from minipar.parallel.plans import default_plan
 from minipar.parallel.strategy import AveragedParameters, ByOwner, Layers, Pipelined, Replicas, Sharded, Strategy
-from minipar.parallel.tensor_parallel import Plan, parallelize
+from minipar.parallel.tensor_parallel import SEQUENCE, Plan, SequenceLength, parallelize
 from minipar.parallel.zero import Zero
 from minipar.recompute import recompute_blocks
 
@@ -144,5 +145,11 @@ def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
         inner = Strategy(stage, mesh.dp, mesh.tp)
         if mesh.dp.size > 1:
             inner = Replicas(stage, mesh.dp, mesh.tp, bucket_mb=recipe.bucket_mb, overlap=recipe.overlap)
-    executor = Executor(stage, model, mesh.pp, schedule, recompute=recipe.recompute)
+    announce = _announce_sequence if recipe.sequence_parallel else lambda inputs: None
+    executor = Executor(stage, model, mesh.pp, schedule, recompute=recipe.recompute, announce=announce)
     return Pipelined(inner, stage, model, executor)
+
+
+def _announce_sequence(ids: Any) -> None:
+    """Tell this stage the length of the sequence (B, T), of which it gets parts only."""
+    SequenceLength().total = ids.shape[SEQUENCE]

@@ -76,6 +76,8 @@ class Executor:
         schedule: of all ranks, one that `checker` accepts; sends and receives are put in if it has none.
         recompute: keep a block's input only and run its forward again in backward.
         declare: seconds of virtual time of an action, for a communicator with a clock.
+        announce: told a microbatch's inputs before its forward on every stage, also where only activations
+            arrive: for what must be known of the whole (how long a sequence is that ranks hold parts of).
 
     Attributes:
         spans: the last step's actions with their times.
@@ -91,9 +93,10 @@ class Executor:
         *,
         recompute: bool = False,
         declare: Callable[[Action], float] | None = None,
+        announce: Callable[[Any], None] = lambda inputs: None,
     ):
         self.stage, self.model, self.pp = stage, model, pp
-        self.recompute, self.declare = recompute, declare
+        self.recompute, self.declare, self.announce = recompute, declare, announce
         self.microbatches = sizes(schedule).microbatches
         self.last_stage = len(stage.chunks) * pp.size - 1
         complete = schedule if has_communication(schedule) else with_communication(schedule)
@@ -210,6 +213,7 @@ class Executor:
     def _forward(self, action: Action, here: int, arrived: Array | None) -> Array | None:
         """Run a chunk's blocks; return what the next stage needs."""
         piece = self.pieces[action.microbatch]
+        self.announce(piece.inputs)
         x = None if arrived is None else Tensor(arrived, requires_grad=True)
         y: Any = as_input(piece.inputs) if x is None else x
         g = None
@@ -244,6 +248,7 @@ class Executor:
     def evaluate(self, inputs: Any, targets: Any, hits: Callable[[Array, Any], int]) -> tuple[float, int]:
         """Return (sum of losses, hits) of a batch that runs through all stages; the same on every rank."""
         sums = np.zeros(2)
+        self.announce(inputs)
         x: Any = as_input(inputs)
         with no_grad():
             for chunk, blocks in enumerate(self.stage.chunks):

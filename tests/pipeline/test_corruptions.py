@@ -1,0 +1,142 @@
+"""The checker accepts every built-in schedule and names every kind of planted corruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minipar.errors import UsageError
+from minipar.parallel.pipeline.action import Action
+from minipar.parallel.pipeline.checker import check
+from minipar.parallel.pipeline.communication import with_communication
+from minipar.parallel.pipeline.schedules import SCHEDULES, build_schedule
+from minipar.parallel.pipeline.simulator import Costs, simulate
+from minipar.parallel.pipeline.text import read_csv, write_csv
+
+Lists = list[list[Action]]
+
+
+@st.composite
+def schedules(draw: Any) -> Lists:
+    name = draw(st.sampled_from(sorted(SCHEDULES)))
+    p = draw(st.integers(2, 5))
+    m = draw(st.integers(1, 4)) * p if name == "interleaved" else draw(st.integers(1, 9))
+    chunks = draw(st.integers(2, 3)) if name == "interleaved" else None
+    return build_schedule(name, p, m, chunks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(schedules(), st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 5))
+def test_built_in_schedules_hold_at_any_cost(schedule: Lists, costs: tuple[int, int, int], wire: int) -> None:
+    report = check(schedule, costs=Costs(*costs, wire), blocking_sends=False)
+    assert report.ok, report.problems
+    timeline = simulate(schedule, Costs(*costs, wire))
+    assert sum(len(s) for s in timeline.spans) == sum(len(a) for a in schedule)
+    assert 0 <= timeline.bubble < 1
+    assert report.peak_live == timeline.peak_live
+
+
+def index(actions: list[Action], *kinds: str) -> int:
+    return next(i for i, a in enumerate(actions) if a.kind in kinds)
+
+
+def drop_a_forward(s: Lists) -> None:
+    del s[0][index(s[0], "F")]
+
+
+def double_a_backward(s: Lists) -> None:
+    s[1].append(s[1][index(s[1], "B", "I")])
+
+
+def backward_first(s: Lists) -> None:
+    last = s[-1]
+    i = index(last, "B", "I")
+    last.insert(0, last.pop(i))
+
+
+def wrong_stage(s: Lists) -> None:
+    s[0][0] = s[0][0]._replace(stage=1)
+
+
+def microbatch_too_many(s: Lists) -> None:
+    s[0].append(s[0][0]._replace(microbatch=99))
+
+
+def circle(s: Lists) -> None:
+    """The first stage wants a backward before the forward that the last stage needs for it."""
+    first = s[0]
+    last_forward = max(i for i, a in enumerate(first) if a.kind == "F")
+    first.append(first.pop(last_forward))
+
+
+CORRUPTIONS: list[tuple[Callable[[Lists], None], set[str]]] = [
+    (drop_a_forward, {"missing", "backward before forward"}),
+    (double_a_backward, {"doubled"}),
+    (backward_first, {"backward before forward"}),
+    (wrong_stage, {"misplaced", "missing"}),
+    (circle, {"backward before forward", "deadlock"}),
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(schedules())
+@pytest.mark.parametrize("spoil, kinds", CORRUPTIONS, ids=[c.__name__ for c, _ in CORRUPTIONS])
+def test_a_corrupted_schedule_is_named(spoil: Callable[[Lists], None], kinds: set[str], schedule: Lists) -> None:
+    sizes = check(schedule, blocking_sends=False).sizes
+    spoiled = [list(actions) for actions in schedule]
+    spoil(spoiled)
+    report = check(spoiled, sizes.microbatches, sizes.chunks, blocking_sends=False)
+    assert report.problems
+    assert {problem.kind for problem in report.problems} & kinds, report.problems
+    assert all(str(problem.action) in str(problem) and problem.reason for problem in report.problems)
+
+
+def test_a_microbatch_too_many_is_named() -> None:
+    spoiled = [list(a) for a in build_schedule("1f1b", 3, 4)]
+    microbatch_too_many(spoiled)
+    assert "misplaced" in {p.kind for p in check(spoiled, 4).problems}
+
+
+@pytest.mark.parametrize("kind, says", [("SEND_F", "never"), ("RECV_B", "never"), ("RECV_F", "never")])
+def test_a_lost_message_is_named(kind: str, says: str) -> None:
+    complete = with_communication(build_schedule("1f1b", 3, 4))
+    stage = next(s for s, actions in enumerate(complete) if any(a.kind == kind for a in actions))
+    spoiled = [list(actions) for actions in complete]
+    del spoiled[stage][index(spoiled[stage], kind)]
+    problems = check(spoiled).problems
+    assert problems and any(p.kind.startswith((says, "received", "sent")) for p in problems), problems
+
+
+def test_weights_before_input_gradient_is_named() -> None:
+    spoiled = [list(a) for a in build_schedule("zb-h1", 3, 4)]
+    i, w = index(spoiled[2], "I"), index(spoiled[2], "W")
+    spoiled[2][i], spoiled[2][w] = spoiled[2][w], spoiled[2][i]
+    assert "W before I" in {p.kind for p in check(spoiled).problems}
+
+
+def test_too_few_buffers_and_too_many_live_are_named() -> None:
+    schedule = build_schedule("gpipe", 3, 4)
+    assert "buffer reused" in {p.kind for p in check(schedule, receive_buffers=2).problems}
+    assert "too many live" in {p.kind for p in check(schedule, max_live=3).problems}
+    assert check(schedule, receive_buffers=4, max_live=4).ok
+
+
+@settings(max_examples=20, deadline=None)
+@given(schedules())
+def test_text_form_round_trip(tmp_path_factory: pytest.TempPathFactory, schedule: Lists) -> None:
+    path = tmp_path_factory.mktemp("csv") / "schedule.csv"
+    write_csv(schedule, path)
+    assert read_csv(path) == [list(actions) for actions in schedule]
+
+
+@pytest.mark.parametrize("text", ["0F0,0X1\n1F0,1B0\n", "0F0,0B0\n1F0,1Bx\n", "", "0F0,,\n1F0\n0F0\n"])
+def test_a_csv_with_an_error_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.csv"
+    path.write_text(text)
+    with pytest.raises(UsageError):
+        check(read_csv(path)).problems and (_ for _ in ()).throw(UsageError("checked"))
