@@ -82,7 +82,9 @@ def torch_step(width: int, ranks: int) -> Any:
 
         def forward(self, x: Any) -> Any:
             b, t, c = x.shape
-            q, k, v = (p.view(b, t, heads, c // heads).transpose(1, 2) for p in self.c_attn(self.ln_1(x)).split(c, 2))
+            q, k, v = (
+                p.view(b, t, heads, c // heads).transpose(1, 2) for p in self.c_attn(self.ln_1(x)).split(c, 2)
+            )
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.proj(y.transpose(1, 2).reshape(b, t, c))
             return x + self.out(F.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
@@ -196,9 +198,13 @@ def _tell(path: str, number: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=8, help="turns of three steps each, the first not counted")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="turns of three steps each, the first not counted"
+    )
     parser.add_argument("--ranks", type=int, default=0, help="1 or 2 only (default: both)")
     parser.add_argument("--serve", choices=["minipar", "torch"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -206,7 +212,10 @@ def main() -> None:
         serve(args.serve, args.width, args.ranks)
         return
     print(f"GPT step, width {args.width}, {SIZES}, float32, one thread a rank, medians")
-    print(f"{'ranks':>5}  {'minipar ms':>10}  {'PyTorch ms':>10}  {'throughput ratio':>16}  {'minipar MiB':>11}  {'PyTorch MiB':>11}")
+    print(
+        f"{'ranks':>5}  {'minipar ms':>10}  {'PyTorch ms':>10}  {'throughput ratio':>16}"
+        f"  {'minipar MiB':>11}  {'PyTorch MiB':>11}"
+    )
     for ranks in [args.ranks] if args.ranks else [1, 2]:
         m = measure(args.width, ranks, args.rounds)
         ours, peer = m["minipar"], m["torch"]

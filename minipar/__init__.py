@@ -23,5 +23,6 @@ from minipar.tensor import Tensor, tensor
 __version__ = "0.1.0"
 
 __all__ = [
-    "Mesh", "Recipe", "Tensor", "at", "distribute", "enable_grad", "launch", "nn", "no_grad", "ops", "optim", "tensor", "world",
+    "Mesh", "Recipe", "Tensor", "at", "distribute", "enable_grad", "launch", "nn", "no_grad", "ops",
+    "optim", "tensor", "world",
 ]  # fmt: skip

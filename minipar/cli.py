@@ -241,8 +241,12 @@ def generate(
 
 @app.command()
 def schedule(
-    name: Annotated[str, typer.Argument(help="naive, gpipe, 1f1b, interleaved, zb-h1, or a CSV file of your own")],
-    stages: Annotated[int | None, typer.Option("-p", "--stages", help="ranks of the pipeline [default: 4]")] = None,
+    name: Annotated[
+        str, typer.Argument(help="naive, gpipe, 1f1b, interleaved, zb-h1, or a CSV file of your own")
+    ],
+    stages: Annotated[
+        int | None, typer.Option("-p", "--stages", help="ranks of the pipeline [default: 4]")
+    ] = None,
     microbatches: Annotated[
         int | None, typer.Option("-m", "--microbatches", help="pieces of the batch [default: 8]")
     ] = None,

@@ -63,7 +63,9 @@ class TrainConfig:
     dp: int | None = _option(None, "data-parallel ranks; default: all that the other axes leave")
     tp: int = _option(1, "tensor-parallel ranks: layers are cut over them")
     pp: int = _option(1, "pipeline stages: blocks are spread over them")
-    schedule: str | None = _option(None, "with --pp: the order of work [default: 1f1b]", choices=tuple(SCHEDULES))
+    schedule: str | None = _option(
+        None, "with --pp: the order of work [default: 1f1b]", choices=tuple(SCHEDULES)
+    )
     microbatches: int | None = _option(None, "with --pp: pieces of the batch [default: twice the stages]")
     chunks: int | None = _option(None, "with --pp and interleaved: virtual stages a rank")
     recompute: bool = _option(False, "keep blocks' inputs only; run their forward again in backward")
@@ -182,7 +184,10 @@ class TrainConfig:
                 "--norm batch mixes the samples of a batch: --accumulate would change its result; use group"
             )
         if self.norm == "batch" and self.pp > 1:
-            raise UsageError("--norm batch mixes the samples of a batch, so the microbatches of --pp would change its result; use group")
+            raise UsageError(
+                "--norm batch mixes the samples of a batch, so the microbatches of --pp would change its result;"
+                " use group"
+            )
         if self.norm == "batch" and self.aggregation == "local":
             raise UsageError(
                 "--norm batch needs every rank at every step, --aggregation local has none; use --norm group"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -117,7 +118,7 @@ def gantt(timeline: Timeline, path: Path, *, title: str = "", unit: str = "") ->
     axes = figure.subplots()
     shortest = min(float(span.end - span.start) for spans in timeline.spans for span in spans) / length
     numbered, line = shortest > 0.011, 0.8 if shortest > 0.011 else 0.3 if shortest > 0.004 else 0.0
-    hatched = {"facecolor": "0.96", "edgecolor": "0.75", "hatch": "////", "linewidth": 0}
+    hatched: dict[str, Any] = {"facecolor": "0.96", "edgecolor": "0.75", "hatch": "////", "linewidth": 0}
     for stage, spans in enumerate(timeline.spans):
         row = (stage - 0.4, 0.8)
         axes.broken_barh(_gaps(spans, length), row, **hatched)
@@ -152,10 +153,11 @@ def gantt(timeline: Timeline, path: Path, *, title: str = "", unit: str = "") ->
     figure.savefig(path, dpi=150)
 
 
-def _paler(colour: str, chunk: int, chunks: int) -> tuple[float, ...]:
+def _paler(colour: str, chunk: int, chunks: int) -> tuple[float, float, float]:
     """Return the colour of a chunk: mixed with up to 55 % of white."""
     white = 0.55 * chunk / max(chunks - 1, 1)
-    return tuple(c + (1 - c) * white for c in to_rgb(colour))
+    red, green, blue = (c + (1 - c) * white for c in to_rgb(colour))
+    return red, green, blue
 
 
 def _gaps(spans: Sequence[Span], length: float) -> list[tuple[float, float]]:

@@ -62,15 +62,23 @@ def schedule_command(
     else:
         p, m = STAGES if stages is None else stages, MICROBATCHES if microbatches is None else microbatches
         if 2 * p * m * max(chunks or 1, 1) > MOST_ACTIONS:
-            raise UsageError(f"schedule: {p} stages and {m} microbatches are more than {MOST_ACTIONS:,} actions")
+            raise UsageError(
+                f"schedule: {p} stages and {m} microbatches are more than {MOST_ACTIONS:,} actions"
+            )
         if name not in SCHEDULES:
             known = ", ".join(SCHEDULES)
-            raise UsageError(f"schedule {name!r} is unknown: use one of {known}, or a file whose name ends in .csv")
+            raise UsageError(
+                f"schedule {name!r} is unknown: use one of {known}, or a file whose name ends in .csv"
+            )
         schedule = build_schedule(name, p, m, chunks)
     report, timeline = checked(schedule), simulate(schedule, prices)
-    for what, given, found in zip(("stages", "microbatches", "chunks"), (stages, microbatches, chunks), report.sizes):
+    for what, given, found in zip(
+        ("stages", "microbatches", "chunks"), (stages, microbatches, chunks), report.sizes
+    ):
         if given not in (None, found):
-            raise UsageError(f"schedule: {given} {what} were asked for, and {name} has {found}; leave the option out")
+            raise UsageError(
+                f"schedule: {given} {what} were asked for, and {name} has {found}; leave the option out"
+            )
     _show(name, timeline, report, prices, screen or console())
     if csv is not None:
         write_csv(schedule, csv)
@@ -141,7 +149,9 @@ def _formula(name: str, timeline: Timeline, costs: Costs) -> str:
 
 def _title(name: str, timeline: Timeline) -> str:
     p, m, v = timeline.sizes
-    words = [f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((p, "stage"), (m, "microbatch"), (v, "chunk"))]
+    words = [
+        f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((p, "stage"), (m, "microbatch"), (v, "chunk"))
+    ]
     return f"{name}: {', '.join(words if v > 1 else words[:2])}".replace("microbatchs", "microbatches")
 
 

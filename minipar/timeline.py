@@ -19,8 +19,8 @@ from minipar.parallel.pipeline.simulator import Span, Timeline
 from minipar.parallel.pipeline.text import action_text
 
 # Okabe and Ito 2008, as in the pictures: told apart by the colour-blind, and by lightness in print.
-KIND_COLOURS = {F: "#0072B2", B: "#E69F00", I: "#009E73", W: "#F0E442"}
-KIND_NAMES = {F: "forward", B: "backward", I: "backward, input", W: "backward, weights"}
+KIND_COLOURS: dict[str, str] = {F: "#0072B2", B: "#E69F00", I: "#009E73", W: "#F0E442"}
+KIND_NAMES: dict[str, str] = {F: "forward", B: "backward", I: "backward, input", W: "backward, weights"}
 BUBBLE = "#999999"
 MAX_BANDS = 6
 MAX_LINES = 60

@@ -116,7 +116,9 @@ class Job:
         self.config, self.comm = config, comm
         c: Any = config
         layers = c.partition in STAGED_POLICIES and c.pp == 1  # whole layers on the ranks, without a pipeline
-        sizes = agreed(comm, lambda: resolve(comm.size, 1 if layers else c.dp, None if layers else c.pp, c.tp))
+        sizes = agreed(
+            comm, lambda: resolve(comm.size, 1 if layers else c.dp, None if layers else c.pp, c.tp)
+        )
         self.data, self.model, policy = agreed(comm, lambda: self._prepare(data))
         self.precision = MixedPrecision(c.amp, comm, c.loss_scale, policy)
         self.mesh = Mesh(comm, **sizes)
@@ -143,7 +145,9 @@ class Job:
         c: Any = self.config
         if c.partition is None:
             return None
-        devices: Any = self.comm.size if c.pp == 1 else c.pp * (c.chunks or (2 if c.schedule == "interleaved" else 1))
+        devices: Any = (
+            self.comm.size if c.pp == 1 else c.pp * (c.chunks or (2 if c.schedule == "interleaved" else 1))
+        )
         if c.devices is not None:
             speeds = parse_speeds(c.speeds) if c.speeds is not None else {}
             memory = parse_memory(c.memory) if c.memory is not None else None
@@ -165,7 +169,9 @@ class Job:
 
     def _here(self, batch: Batch) -> Batch:
         device = self.config.device
-        return replace(batch, inputs=to_device(batch.inputs, device), targets=to_device(batch.targets, device))
+        return replace(
+            batch, inputs=to_device(batch.inputs, device), targets=to_device(batch.targets, device)
+        )
 
     @overflow_is_reported
     def forward_backward(self, batch: Batch) -> float:

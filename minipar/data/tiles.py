@@ -75,7 +75,11 @@ def why_not_tiles(model: Any) -> str | None:
 
 def _why_it_mixes(module: Any) -> str | None:
     if isinstance(module, nn.Conv2d):
-        (height, width), stride, padding = module.weight.shape[2:], _pair(module.stride), _pair(module.padding)
+        (height, width), stride, padding = (
+            module.weight.shape[2:],
+            _pair(module.stride),
+            _pair(module.padding),
+        )
         if padding == (0, 0) and stride == (height, width):
             return None
         return f"reads {height} × {width} pixels, some of them in another tile"

@@ -22,7 +22,15 @@ from minipar.parallel.pipeline.executor import Executor
 from minipar.parallel.pipeline.schedules import build_schedule
 from minipar.parallel.pipeline.stage import Stage
 from minipar.parallel.plans import default_plan
-from minipar.parallel.strategy import AveragedParameters, ByOwner, Layers, Pipelined, Replicas, Sharded, Strategy
+from minipar.parallel.strategy import (
+    AveragedParameters,
+    ByOwner,
+    Layers,
+    Pipelined,
+    Replicas,
+    Sharded,
+    Strategy,
+)
 from minipar.parallel.tensor_parallel import SEQUENCE, Plan, SequenceLength, parallelize
 from minipar.parallel.zero import Zero
 from minipar.recompute import recompute_blocks
@@ -71,25 +79,42 @@ class Recipe:
             UsageError: names the two and the reason.
         """
         if self.sequence_parallel and mesh.tp.size == 1:
-            raise UsageError("sequence parallelism cuts activations over tensor-parallel ranks: it needs --tp above 1")
+            raise UsageError(
+                "sequence parallelism cuts activations over tensor-parallel ranks: it needs --tp above 1"
+            )
         if self.zero and self.aggregation != "all_reduce":
-            raise UsageError(f"ZeRO owns how gradients are summed; aggregation {self.aggregation} does not go with it")
+            raise UsageError(
+                f"ZeRO owns how gradients are summed; aggregation {self.aggregation} does not go with it"
+            )
         if mesh.pp.size > 1 and self.zero > 1:
             raise UsageError(
                 f"ZeRO {self.zero} with a pipeline is refused: every microbatch would reduce-scatter"
                 " (and with stage 3 gather) every unit again, so traffic grows with their number; use ZeRO 1"
             )
         if mesh.pp.size > 1 and self.aggregation != "all_reduce":
-            raise UsageError(f"aggregation {self.aggregation} is for data parallelism alone, not with a pipeline")
+            raise UsageError(
+                f"aggregation {self.aggregation} is for data parallelism alone, not with a pipeline"
+            )
         if self.assignment is not None and not (self.assignment.stages is not None and self.pipelined):
             if mesh.tp.size > 1 or self.zero or self.aggregation != "all_reduce":
-                raise UsageError("a partition policy lays out whole parameters itself: not with tensor parallelism, ZeRO or another aggregation")
+                raise UsageError(
+                    "a partition policy lays out whole parameters itself: not with tensor parallelism, ZeRO or"
+                    " another aggregation"
+                )
             if self.recompute and self.assignment.stages is not None:
-                raise UsageError("layer parallelism runs its blocks itself and does not recompute; a pipeline does")
+                raise UsageError(
+                    "layer parallelism runs its blocks itself and does not recompute; a pipeline does"
+                )
 
 
 def distribute(
-    model: Model, mesh: Mesh, recipe: Recipe | None = None, *, seed: int = 0, dtype: str = "float32", device: str = "cpu"
+    model: Model,
+    mesh: Mesh,
+    recipe: Recipe | None = None,
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
 ) -> Strategy:
     """Distribute an unmaterialised serial model over a mesh, and give it its values.
 
@@ -124,7 +149,12 @@ def distribute(
     if mesh.dp.size == 1:
         return Strategy(model, mesh.dp, mesh.tp)
     return Replicas(
-        model, mesh.dp, mesh.tp, bucket_mb=recipe.bucket_mb, overlap=recipe.overlap, aggregation=recipe.aggregation
+        model,
+        mesh.dp,
+        mesh.tp,
+        bucket_mb=recipe.bucket_mb,
+        overlap=recipe.overlap,
+        aggregation=recipe.aggregation,
     )
 
 
@@ -139,7 +169,9 @@ def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
     stage = Stage(model, mesh.pp, assignment.stages)
     inner: Strategy
     if recipe.zero:
-        inner = Sharded(Zero(stage, mesh.dp, recipe.zero).materialize(seed, dtype, device), stage, mesh.dp, mesh.tp)
+        inner = Sharded(
+            Zero(stage, mesh.dp, recipe.zero).materialize(seed, dtype, device), stage, mesh.dp, mesh.tp
+        )
     else:
         stage.materialize(seed, dtype, device)
         inner = Strategy(stage, mesh.dp, mesh.tp)

@@ -112,7 +112,10 @@ def boxes_of_range(shape: tuple[int, ...], start: int, stop: int) -> list[Box]:
     row, rest = math.prod(shape[1:]), shape[1:]  # elements of a row
     first, last = start // row, (stop - 1) // row
     if first == last and stop - start < row:
-        return [((first, first + 1), *box) for box in boxes_of_range(rest, start - first * row, stop - first * row)]
+        return [
+            ((first, first + 1), *box)
+            for box in boxes_of_range(rest, start - first * row, stop - first * row)
+        ]
     found: list[Box] = []
     if start > first * row:
         found += [((first, first + 1), *box) for box in boxes_of_range(rest, start - first * row, row)]

@@ -65,7 +65,9 @@ class Strategy:
 
     def __init__(self, model: Any, batch_ranks: Communicator, tp: Communicator | None = None):
         self.model, self.batch_ranks, self.tp = model, batch_ranks, tp
-        self.shard_ranks: Communicator | None = None  # the ranks over which optimizer tensors are disjoint parts
+        self.shard_ranks: Communicator | None = (
+            None  # the ranks over which optimizer tensors are disjoint parts
+        )
 
     def run(self, inputs: Any) -> Tensor:
         """Return the model's output for this rank's inputs; token ids stay an array, they carry no gradient."""
@@ -109,7 +111,11 @@ class Strategy:
             return int((logits.argmax(axis=-1) == targets).sum())
         widths = self.tp.all_gather(np.array([width])).tolist()
         best = logits.max(axis=-1) if width else xp.full(logits.shape[:-1], -xp.inf, logits.dtype)
-        place = logits.argmax(axis=-1) + sum(widths[: self.tp.rank]) if width else xp.zeros(logits.shape[:-1], int)
+        place = (
+            logits.argmax(axis=-1) + sum(widths[: self.tp.rank])
+            if width
+            else xp.zeros(logits.shape[:-1], int)
+        )
         top = self.tp.all_reduce(xp.ascontiguousarray(best), op="max")
         winner = xp.where(best == top, place, sum(widths))  # the first of equals, as argmax has it
         return int((self.tp.all_reduce(xp.ascontiguousarray(winner), op="min") == targets).sum())
@@ -266,7 +272,9 @@ class ByOwner(Strategy):
     def held(self, kind: str) -> dict[str, Array]:
         if kind == "data":
             return super().held(kind)
-        mine = [(t.part, t.grad) for t in self.sharded.owned if isinstance(t, OwnedPart) and t.grad is not None]
+        mine = [
+            (t.part, t.grad) for t in self.sharded.owned if isinstance(t, OwnedPart) and t.grad is not None
+        ]
         whole: dict[str, Array] = {}
         for parts in self.batch_ranks.all_gather_object(mine):
             for part, g in parts:
@@ -276,7 +284,9 @@ class ByOwner(Strategy):
 
     def parameters_held(self) -> list[Held]:
         return [
-            Held(t.name, t, Region(t.global_shape, part=t.part), True) for t in self.sharded.owned if t.part is not None
+            Held(t.name, t, Region(t.global_shape, part=t.part), True)
+            for t in self.sharded.owned
+            if t.part is not None
         ]
 
     def reload(self) -> None:
@@ -286,10 +296,14 @@ class ByOwner(Strategy):
 class Layers(Strategy):
     """Whole layers on different ranks."""
 
-    def __init__(self, model: Model, ranks: Communicator, assignment: Any, seed: int, dtype: str, device: str):
+    def __init__(
+        self, model: Model, ranks: Communicator, assignment: Any, seed: int, dtype: str, device: str
+    ):
         alone = ranks.split(ranks.rank)
         assert alone is not None
-        super().__init__(model, alone)  # no rank shares the batch: the first reads all inputs, the last all targets
+        super().__init__(
+            model, alone
+        )  # no rank shares the batch: the first reads all inputs, the last all targets
         self.parallel = LayerParallel(model, ranks, assignment, seed=seed, dtype=dtype, device=device)
 
     def add_gradients(self, batch: Batch, count: float, last: bool) -> float:
@@ -320,7 +334,10 @@ class Layers(Strategy):
 
     def parameters_held(self) -> list[Held]:
         mine = {part.item.name for part in self.parallel.assignment.held(self.parallel.comm.rank)}
-        return [Held(name, p, Region(p.global_shape), name in mine) for name, p in self.parallel.named_parameters()]
+        return [
+            Held(name, p, Region(p.global_shape), name in mine)
+            for name, p in self.parallel.named_parameters()
+        ]
 
     def buffers_held(self) -> list[Held]:
         here = {id(b) for block in self.parallel.blocks for _, b in block.named_buffers()}

@@ -138,7 +138,7 @@ FAULTS: list[Fault] = [
     Fault(
         "the groups of a shard are not put back in their places",
         PLACEMENT,
-        "order = xp.asarray([i for mine in spans for span in mine for i in range(*span)], dtype=\"int64\")",
+        'order = xp.asarray([i for mine in spans for span in mine for i in range(*span)], dtype="int64")',
         "order = xp.arange(shape[dim])",
         f"{TESTS}/test_placement.py::test_parts_make_the_whole_again_bitwise",
     ),

@@ -86,7 +86,9 @@ CORRUPTIONS: list[tuple[Callable[[Lists], None], set[str]]] = [
 @settings(max_examples=25, deadline=None)
 @given(schedules())
 @pytest.mark.parametrize("spoil, kinds", CORRUPTIONS, ids=[c.__name__ for c, _ in CORRUPTIONS])
-def test_a_corrupted_schedule_is_named(spoil: Callable[[Lists], None], kinds: set[str], schedule: Lists) -> None:
+def test_a_corrupted_schedule_is_named(
+    spoil: Callable[[Lists], None], kinds: set[str], schedule: Lists
+) -> None:
     sizes = check(schedule, blocking_sends=False).sizes
     spoiled = [list(actions) for actions in schedule]
     spoil(spoiled)

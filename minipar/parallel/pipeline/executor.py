@@ -103,7 +103,9 @@ class Executor:
         self.actions: Sequence[Action] = complete[pp.rank]
         self.spans: list[Span] = []
         self.peak_live = 0
-        self._shapes: dict[tuple[str, int], tuple[tuple[int, ...], Any]] = {}  # of one sample, by message kind
+        self._shapes: dict[
+            tuple[str, int], tuple[tuple[int, ...], Any]
+        ] = {}  # of one sample, by message kind
 
     def run(self, pieces: Sequence[Batch], count: float) -> float:
         """Run forward and backward of all microbatches; return the sum of losses (0 except on the last stage).
@@ -116,7 +118,9 @@ class Executor:
             UsageError: another number of pieces than the schedule has.
         """
         if len(pieces) != self.microbatches:
-            raise UsageError(f"pipeline: {len(pieces)} pieces for a schedule of {self.microbatches} microbatches")
+            raise UsageError(
+                f"pipeline: {len(pieces)} pieces for a schedule of {self.microbatches} microbatches"
+            )
         self.pieces, self.count, self.total = pieces, count, 0.0
         self.live: dict[tuple[int, int], InFlight] = {}
         self.arriving: dict[tuple[str, int, int], Work] = {}

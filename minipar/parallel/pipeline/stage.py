@@ -59,10 +59,11 @@ class Stage(Module):
     def assign_paths(self) -> None:
         """Keep the serial model's paths."""
 
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    def named_modules(self, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Module]]:
+        seen = set() if seen is None else seen
         yield prefix, self
         for i, block in enumerate(self.blocks):
-            yield from block.named_modules(f"{prefix}.{i}" if prefix else str(i))
+            yield from block.named_modules(f"{prefix}.{i}" if prefix else str(i), seen)
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         yield from self.held.items()
