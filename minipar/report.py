@@ -45,7 +45,7 @@ def progress(records: Iterable[StepRecord], steps: int, screen: Console) -> Iter
     with Progress(*columns, console=screen, refresh_per_second=4) as bar:
         task = bar.add_task("training", total=steps, facts="")
         for r in records:
-            bar.update(task, advance=1, facts=_facts(r))
+            bar.update(task, completed=r.step, facts=_facts(r))
             yield r
 
 

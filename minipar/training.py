@@ -106,6 +106,7 @@ class Job:
         mesh: the ranks by axis.
         precision: autocast, loss scale and precision policy.
         strategy: the distributed model.
+        steps_done, seconds_done: steps taken and time spent in `train`, those before a resume included.
 
     Raises:
         UsageError: a layout that does not fit the ranks, or settings that do not fit the data; on every rank.
@@ -132,6 +133,7 @@ class Job:
         self.optimizer = build_optimizer(config, self.strategy)
         self.loader = self._loader(self.data.train, c.batch, shuffle=True)
         self.steps_done = 0
+        self.seconds_done = 0.0
 
     def _prepare(self, data: Data | None) -> tuple[Data, Model, PolicyConfig | None]:
         """Return data, serial model and precision policy: all that can go wrong on one rank alone."""
@@ -235,16 +237,17 @@ class Job:
         )
 
     def train(self) -> Iterator[StepRecord]:
-        """Yield a record after each step.
+        """Yield a record after each step that is still to do.
 
         Raises:
             TrainingFailed: the loss (on every rank) or the gradient norm is no longer a finite number.
         """
-        start = before = time.perf_counter()
+        before = time.perf_counter()
+        start = before - self.seconds_done
         self.model.train()
         steps = self.config.steps
         assert steps is not None
-        for batch in self.loader.steps(steps):
+        for batch in self.loader.steps(steps - self.steps_done):
             self.comm.mark(step=self.steps_done + 1, phase="forward/backward")
             loss = self.forward_backward(batch)
             if not math.isfinite(loss):
@@ -252,7 +255,8 @@ class Job:
             self.comm.mark(phase="update")
             norm = self.update(batch)
             now = time.perf_counter()
-            yield StepRecord(self.steps_done, loss, norm, batch.samples / (now - before), now - start)
+            self.seconds_done = now - start
+            yield StepRecord(self.steps_done, loss, norm, batch.samples / (now - before), self.seconds_done)
             before = now
 
     @overflow_is_reported

@@ -91,7 +91,7 @@ FAULTS: list[Fault] = [
         STYLES,
         "            if name in chosen:",
         "            if False:",
-        f"{TESTS}/test_tensor_parallel.py::test_refusals -k match",
+        f"{TESTS}/test_plan_refusals.py::test_refusals -k match",
     ),
     Fault(
         "one rank's words start one too late",
@@ -108,18 +108,18 @@ FAULTS: list[Fault] = [
         f"{TESTS}/test_vocabulary.py::test_cross_entropy_is_the_serial_one",
     ),
     Fault(
-        "a target of another rank counts on this one",
+        "ignored targets cost as much as log Z",
         VOCABULARY,
-        "valid & (targets >= start) & (targets < start + width)",
-        "valid & (targets % vocabulary >= start) & (targets - start < width)",
-        f"{TESTS}/test_vocabulary.py::test_cross_entropy_is_the_serial_one",
+        "return xp.where(valid, losses, 0).astype",
+        "return losses.astype",
+        f"{TESTS}/test_vocabulary.py::test_the_loss_module_keeps_its_settings",
     ),
     Fault(
         "label smoothing divides by this rank's words",
         VOCABULARY,
         "            dlogits -= smoothing / vocabulary",
         "            dlogits -= smoothing / dlogits.shape[1]",
-        f"{TESTS}/test_vocabulary.py::test_cross_entropy_is_the_serial_one",
+        f"{TESTS}/test_vocabulary.py::test_cross_entropy_keeps_its_dtype",
     ),
     Fault(
         "shard boundaries are off by one",
@@ -154,7 +154,7 @@ FAULTS: list[Fault] = [
         PLACEMENT,
         "if self.unit > 1 and units % ranks:",
         "if False:",
-        f"{TESTS}/test_tensor_parallel.py::test_refusals -k divide",
+        f"{TESTS}/test_plan_refusals.py::test_refusals -k divide",
     ),
     Fault(
         "the halo is one pixel short",
@@ -210,14 +210,14 @@ FAULTS: list[Fault] = [
         CONVOLUTION,
         "kind, pool, fill = MaxPool2d, ops.max_pool2d, -np.inf",
         "kind, pool = MaxPool2d, ops.max_pool2d",
-        f"{TESTS}/test_conv_parallel.py::test_region_window_pools",
+        f"{TESTS}/test_conv_parallel.py::test_a_pool_s_stride_is_its_kernel",
     ),
     Fault(
         "the norm counts whole parameters on every rank",
         NORMS,
         "(tp is None or tp.rank == 0 or is_sharded(p))",
         "True",
-        f"{TESTS}/test_tensor_parallel.py::test_norm_counts_each_element_once",
+        f"{TESTS}/test_norms.py::test_norm_counts_each_element_once",
     ),
     Fault(
         "a mesh hands out its ranks in another order",

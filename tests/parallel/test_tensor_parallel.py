@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minipar import Tensor, launch, ops, optim, random, world
+from minipar import Tensor, launch, ops, random, world
 from minipar.comm import Communicator
-from minipar.errors import UsageError
-from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig
+from minipar.models import GPT, MLP, GPTConfig, MLPConfig
 from minipar.nn import Dropout, Linear, Module
-from minipar.parallel.conv_parallel import OutputChannels
-from minipar.parallel.norms import global_norm
 from minipar.parallel.placement import is_sharded
 from minipar.parallel.plans import default_plan
 from minipar.parallel.tensor_parallel import (
@@ -22,13 +19,11 @@ from minipar.parallel.tensor_parallel import (
     CutDropout,
     Plan,
     Row,
-    VocabularyEmbedding,
-    VocabularyLoss,
     parallelize,
 )
 from minipar.tape import no_grad
 from tests.comm.mpi_helpers import mpirun
-from tests.parallel.tensor_runs import MODELS, SEED, batch, equals_serial, loss_of, serial, train, whole
+from tests.parallel.tensor_runs import MODELS, SEED, batch, equals_serial, serial, train, whole
 
 CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("gpt-tied", 2, {}),
@@ -265,172 +260,3 @@ def test_evaluation_without_gradients(sequence_parallel: bool) -> None:
     assert len({loss for loss, _ in results}) == 1
     together = np.concatenate([logits for _, logits in results], axis=-1)
     np.testing.assert_allclose(together, serial_logits.data, rtol=1e-10, atol=1e-12)
-
-
-# --- The gradient norm --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["gpt-tied", "gpt-untied", "mlp-3", "convnet"])
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_norm_counts_each_element_once(kind: str, ranks: int) -> None:
-    kind = "gpt-3-heads" if kind.startswith("gpt") and ranks == 3 else kind
-    model = MODELS[kind]().materialize(SEED, "float64")
-    x, targets = batch(kind, 0)
-    loss_of(model, x, targets).backward()
-    expected = np.sqrt(sum((p.grad**2).sum() for p in model.parameters()))
-
-    def run() -> tuple[float, int]:
-        model = MODELS[kind]()
-        parallelize(model, world(), default_plan(model)).materialize(SEED, "float64")
-        loss_of(model, x, targets).backward()
-        world().ledger.reset()
-        norm = global_norm([(p, p) for p in model.parameters()], shard_comm=None, tp=world())
-        return norm, traffic(world())
-
-    results = launch(run, ranks)
-    assert len({norm for norm, _ in results}) == 1
-    assert abs(results[0][0] - expected) <= 1e-12 * expected
-    assert all(found == {"all_reduce": (1, 1)} for _, found in results)
-
-
-def test_norm_of_shards_and_of_missing_gradients() -> None:
-    """ZeRO's flat shards over 2 ranks, each of a parameter cut over 2 others; squares add in float64."""
-    serial_gradient = np.full(10, 1e-3, "float32")
-    serial_gradient[0] = 1e4
-
-    def run() -> float:
-        comm = world()
-        shards, tp = comm.split(comm.rank // 2), comm.split(comm.rank % 2)
-        layer = Linear(5, 2)
-        parallelize(layer, tp, {"": Column()}).materialize(0)  # weight (1, 5) a rank, bias (1,)
-        local = serial_gradient[5 * tp.rank : 5 * tp.rank + 5]
-        shard = Tensor(np.zeros(0, "float32"))
-        shard.grad = np.array_split(local, 2)[shards.rank]
-        return global_norm([(layer.weight, shard), (layer.bias, layer.bias)], shard_comm=shards, tp=tp)
-
-    results = launch(run, 4)
-    assert len(set(results)) == 1
-    wide = serial_gradient.astype("float64")
-    assert abs(results[0] - np.sqrt(wide @ wide)) < 1e-9 * results[0]
-    assert global_norm([(Linear(2, 2).weight, Tensor(np.ones(2)))], shard_comm=None, tp=None) == 0.0
-
-
-def test_norm_of_an_overflow_is_seen_by_all() -> None:
-    def run() -> None:
-        p = Linear(2, 2).materialize(0).weight
-        p.grad = np.full((2, 2), np.inf if world().rank == 1 else 1.0, "float32")
-        norm = global_norm([(p, p)], shard_comm=world(), tp=None)
-        with pytest.raises(FloatingPointError):
-            optim.clip_grad_norm_([p], 1.0, norm)
-
-    launch(run, 3)
-
-
-# --- Bad input ----------------------------------------------------------------------------------------------
-
-
-def refusal(make: Any, plan: Any) -> list[tuple[str, int]]:
-    def run() -> tuple[str, int]:
-        model = make()
-        with pytest.raises(UsageError) as error:
-            parallelize(model, world(), plan(model))
-        return str(error.value), world().ledger.calls()
-
-    return launch(run, 3)
-
-
-def tiny_gpt() -> GPT:
-    return GPT(GPTConfig(11, 4, 8, 2, 4))
-
-
-def tiny_mlp() -> MLP:
-    return MLP(MLPConfig(4, 3, 6, 2))
-
-
-def tiny_convnet() -> ConvNet:
-    return ConvNet(ConvNetConfig(1, 4, 3, 4, 1, norm="batch"))
-
-
-@pytest.mark.parametrize(
-    ("make", "plan", "message"),
-    [
-        (
-            tiny_gpt,
-            default_plan,
-            "h.0.attn.c_attn.weight: 3 ranks do not divide 4 heads; 1, 2, 4 ranks would",
-        ),
-        (
-            tiny_mlp,
-            lambda m: {"layer.*.fc": Column()},
-            "plan: 'layer.*.fc' matches no module; the model has layers, layers.0, layers.0.fc,",
-        ),
-        (
-            tiny_mlp,
-            lambda m: {"layers.*.fc": Column(), "layers.1.*": Row()},
-            "plan: both 'layers.*.fc' and 'layers.1.*' match layers.1.fc; a module is cut once",
-        ),
-        (
-            tiny_mlp,
-            lambda m: {"layers.0.fc": (Column(), Row())},
-            "layers.0.fc.weight is placed twice, as Shard(0) and as Shard(1); place it once",
-        ),
-        (
-            tiny_gpt,
-            lambda m: {"wte": Column()},
-            "plan: 'wte' puts Column on wte, a Embedding; it is for Linear",
-        ),
-        (
-            tiny_mlp,
-            lambda m: {"layers.0.fc": VocabularyEmbedding()},
-            "plan: 'layers.0.fc' puts VocabularyEmbedding on layers.0.fc, a Linear; it is for Embedding",
-        ),
-        (
-            tiny_mlp,
-            lambda m: {"layers.0.fc": OutputChannels()},
-            "plan: 'layers.0.fc' puts OutputChannels on layers.0.fc, a Linear; it is for Conv2d",
-        ),
-        (
-            tiny_mlp,
-            lambda m: default_plan(m, sequence_parallel=True),
-            "sequence parallelism cuts a sequence; MLP has none",
-        ),
-        (
-            tiny_convnet,
-            lambda m: default_plan(m, convolution="channels"),
-            "convolution cut 'channels' is unknown: use one of output, input, region",
-        ),
-        (
-            tiny_convnet,
-            lambda m: default_plan(m, convolution="region"),
-            "convolution cut region: batch norm is not offered over regions; use --norm group",
-        ),
-        (lambda: Linear(2, 2), default_plan, "Linear has no default plan; pass one to parallelize"),
-    ],
-)
-def test_refusals(make: Any, plan: Any, message: str) -> None:
-    found = refusal(make, plan)
-    assert found[0][0].startswith(message)
-    assert found == [(found[0][0], 0)] * 3
-
-
-def test_a_model_is_cut_once() -> None:
-    def run() -> str:
-        model = tiny_mlp()
-        plan = {"layers.0.fc": Column(), "layers.1.fc": Row()}
-        parallelize(model, world(), plan)
-        with pytest.raises(UsageError) as error:
-            parallelize(model, world(), plan)
-        return str(error.value)
-
-    message = "layers.0.fc.weight is placed twice, as Shard(0) and as Shard(0); place it once"
-    assert launch(run, 2) == [message] * 2
-
-
-def test_a_mean_over_a_cut_vocabulary_is_refused() -> None:
-    def make() -> GPT:
-        model = tiny_gpt()
-        model.loss.reduction = "mean"
-        return model
-
-    found = refusal(make, lambda m: {"loss": VocabularyLoss(11)})
-    assert found == [("loss: reduction 'mean' is not offered over a cut vocabulary; use sum", 0)] * 3

@@ -1,0 +1,203 @@
+"""A training job's checkpoints: what is saved of it, when, and which settings a resumed run must share.
+
+    saving = Saving(Path("checkpoints"), every=100, keep=3)
+    resume(job, saving.directory)                 # or not, for a fresh run
+    for record in job.train():
+        saving.after(job)                         # saves after every 100th step and after the last
+
+Randomness is a function of (seed, step, …) and the learning rate one of the step, so a checkpoint holds
+neither a generator's state nor a schedule's: the step, the data position and the loss scale are all there is
+beside tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minipar.agreement import agreed, on_every_rank
+from minipar.checkpoint import PARAMETER, Manifest, Reader, as_plain, checkpoints, load, newest, open_checkpoint, save
+from minipar.checkpoint.manifest import BUFFER
+from minipar.comm.interface import Communicator
+from minipar.config import TrainConfig
+from minipar.errors import DataError, UsageError
+from minipar.models import Model
+from minipar.training import Job, build_model
+
+# Settings that say how a run is spread over ranks, not what it computes; and how long it is, which may grow.
+FREE = {
+    "device", "dp", "tp", "pp", "schedule", "microbatches", "chunks", "recompute", "sequence_parallel", "convolution",
+    "zero", "partition", "devices", "speeds", "memory", "aggregation", "average_every", "bucket_mb", "overlap",
+    "accumulate", "steps",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When a run saves, and what it keeps.
+
+    Attributes:
+        directory: of the run's checkpoints.
+        every: steps from one to the next; the last step is always saved.
+        keep: the newest so many stay.
+
+    Raises:
+        UsageError: numbers below 1.
+    """
+
+    directory: Path
+    every: int = 100
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value in (("every", self.every), ("keep", self.keep)):
+            if value < 1:
+                raise UsageError(f"--{name} is {value}, it must be at least 1")
+
+    def check_fresh(self, comm: Communicator) -> None:
+        """Refuse to begin a run in a directory that holds another run's checkpoints. Collective."""
+
+        def look() -> None:
+            found = checkpoints(self.directory)
+            if found:
+                raise UsageError(
+                    f"--checkpoint {self.directory} holds {found[-1].name} already: go on from it with --resume,"
+                    " or give another directory"
+                )
+
+        agreed(comm, look)
+
+    def after(self, job: Job) -> None:
+        """Save if it is time, after a step. Collective."""
+        if job.steps_done % self.every == 0 or job.steps_done == job.config.steps:
+            self.save(job)
+
+    def save(self, job: Job) -> Path:
+        """Save now and return the checkpoint's path. Collective; call it between two steps."""
+        job.comm.mark(phase="checkpoint")
+        return save_job(job, self.directory, self.keep)
+
+
+def check_can_save(job: Job) -> None:
+    """Refuse a job whose state a checkpoint does not hold.
+
+    Raises:
+        UsageError: names the setting and the reason.
+    """
+    if job.strategy.own_mean:
+        raise on_every_rank(UsageError(
+            "--checkpoint with --aggregation local is refused: every rank has weights and moments of its own there,"
+            " a checkpoint holds one state; use all_reduce or master"
+        ))  # fmt: skip
+    if job.precision.policy is not None:
+        raise on_every_rank(UsageError(
+            "--checkpoint with --precision-policy is refused: what the policy has counted and decided is not saved,"
+            " so a resumed run would decide anew"
+        ))  # fmt: skip
+
+
+def save_job(job: Job, directory: Path, keep: int | None = None) -> Path:
+    """Save a job between two steps; return the checkpoint's path. Collective.
+
+    Raises:
+        UsageError: a job that cannot be saved, or a checkpoint of this step exists.
+        SaveFailed: it cannot be written; earlier checkpoints are untouched.
+    """
+    check_can_save(job)
+    c = job.config
+    layout = {"ranks": job.comm.size, **job.mesh.shape, "zero": c.zero, "partition": c.partition}
+    return save(
+        directory, job.steps_done, job.comm, job.strategy, job.optimizer, keep=keep,
+        config=as_plain(c.to_dict()), layout=layout, scalars=as_plain(_scalars(job)),
+    )  # fmt: skip
+
+
+def _scalars(job: Job) -> dict[str, Any]:
+    return {
+        "loader": job.loader.state_dict(),
+        "scaler": job.precision.scaler.state_dict(),
+        "skipped": job.precision.skipped,
+        "lr": job.optimizer.param_groups[0]["lr"],
+        "seconds": job.seconds_done,
+        "data": _data_facts(job),
+    }
+
+
+def _data_facts(job: Job) -> dict[str, Any]:
+    vocabulary = job.data.vocabulary
+    facts: dict[str, Any] = as_plain(
+        {**job.data.info, "vocabulary": vocabulary.to_dict() if vocabulary is not None else None}
+    )
+    return facts
+
+
+def resume(job: Job, directory: Path) -> Path:
+    """Give a fresh job the state of the newest complete checkpoint; return that one's path. Collective.
+
+    Args:
+        directory: of checkpoints, or one checkpoint.
+
+    Raises:
+        UsageError: no checkpoint, or one of another run: names the settings that differ.
+        DataError: a damaged file; names it.
+    """
+    check_can_save(job)
+    path = agreed(job.comm, lambda: newest(directory))
+    manifest = open_checkpoint(path, job.comm)
+    agreed(job.comm, lambda: _check_same_run(path, manifest, job))
+    load(path, manifest, job.comm, job.strategy, job.optimizer)
+    saved = manifest.scalars
+    job.loader.load_state_dict(saved["loader"])
+    job.precision.scaler.load_state_dict(saved["scaler"])
+    job.precision.skipped = saved["skipped"]
+    job.optimizer.set_lr(saved["lr"])
+    job.steps_done, job.seconds_done = manifest.step, saved["seconds"]
+    return path
+
+
+def _check_same_run(path: Path, manifest: Manifest, job: Job) -> None:
+    """Refuse to go on from a checkpoint of another run."""
+    here = as_plain(job.config.to_dict())
+    there = {**as_plain(TrainConfig().to_dict()), **manifest.config}  # settings that came later have their default
+    wrong = [
+        f"--{name.replace('_', '-')} {there.get(name)} (now {here.get(name)})"
+        for name in here.keys() | there.keys()
+        if name not in FREE and here.get(name) != there.get(name)
+    ]
+    if wrong:
+        raise UsageError(f"checkpoint {path} is of another run: {', '.join(sorted(wrong))}; give that run's settings")
+    missing = {"loader", "scaler", "skipped", "lr", "seconds", "data", "optimizer"} - manifest.scalars.keys()
+    if missing:
+        raise DataError(f"checkpoint {path} is no training job's: it lacks {', '.join(sorted(missing))}")
+    facts, saved = _data_facts(job), manifest.scalars["data"]
+    differing = sorted(key for key in facts.keys() | saved.keys() if facts.get(key) != saved.get(key))
+    if differing:
+        raise UsageError(f"checkpoint {path} is of other data: {', '.join(differing)} differ; train on the same data")
+    if manifest.step > (job.config.steps or 0):
+        raise UsageError(
+            f"checkpoint {path} is of step {manifest.step}, beyond --steps {job.config.steps}: give more steps"
+        )
+
+
+def saved_model(path: Path, manifest: Manifest) -> Model:
+    """Return the serial model with the weights of a training job's checkpoint.
+
+    Args:
+        manifest: what `open_checkpoint` returned.
+
+    Raises:
+        DataError: the checkpoint is no training job's.
+    """
+    try:
+        config = TrainConfig(**manifest.config)
+        model = build_model(config, manifest.scalars["data"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"checkpoint {path} is no training job's: {error}") from None
+    kinds = manifest.kinds()
+    with Reader(path) as reader:
+        tensors = {**kinds[PARAMETER], **kinds.get(BUFFER, {})}
+        state = {name: reader.tensor(entry) for name, entry in tensors.items()}
+    model.assign_paths()
+    model.load_state_dict(state)
+    return model
