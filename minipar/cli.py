@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 import minipar
 from minipar.agreement import agreed, is_on_every_rank, on_every_rank
 from minipar.backend import keep_freed_memory
+from minipar.checkpoint_command import checkpoint_app
 from minipar.comm import launch, world
 from minipar.comm.interface import Communicator
 from minipar.comm.launch import ranks_in_environment
@@ -81,6 +82,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.add_typer(checkpoint_app, name="checkpoint")
+
 Ranks = Annotated[
     int | None, typer.Option(help="ranks inside this process; under mpirun the job's ranks are used")
 ]
@@ -132,17 +135,24 @@ def train(
     out: Annotated[Path, typer.Option(help="directory for settings, metrics, picture and weights")] = Path(
         "runs/last"
     ),
+    checkpoint: Annotated[Path | None, typer.Option(help="save checkpoints into this directory")] = None,
+    every: Annotated[int | None, typer.Option(help="steps between checkpoints [default: 100]")] = None,
+    keep: Annotated[int | None, typer.Option(help="how many of the newest checkpoints stay [default: 3]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest of --checkpoint")] = False,
 ) -> None:
     """Train a model on real data.
 
     Example: minipar train gpt --data docs --ranks 2 --steps 300 --out runs/gpt
+    Example: minipar train gpt --ranks 4 --tp 2 --checkpoint runs/gpt/checkpoints --every 50 --resume
     """
+    from minipar.checkpoint_command import saving_of
     from minipar.job import run_training
 
     with from_command_line():
         settings = config.resolved()
+        saving = saving_of(checkpoint, every, keep, resume)
     keep_freed_memory()
-    on_ranks(ranks, lambda comm: run_training(settings, comm, out))
+    on_ranks(ranks, lambda comm: run_training(settings, comm, out, saving, resuming=resume))
 
 
 @app.command()

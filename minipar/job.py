@@ -17,15 +17,31 @@ from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
 from minipar.plot import precision_histograms
 from minipar.report import console, progress, say, verify_table
+from minipar.resume import Saving, check_can_save, resume
 from minipar.runs import RunWriter
 from minipar.training import Job
 from minipar.verification import verify
 
 
-def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
-    """Train, write the run's directory and print what came of it. Rank 0 prints and writes."""
+def run_training(
+    config: TrainConfig, comm: Communicator, out: Path, saving: Saving | None = None, resuming: bool = False
+) -> None:
+    """Train, write the run's directory and print what came of it. Rank 0 prints and writes.
+
+    Args:
+        saving: when to save checkpoints; None for never.
+        resuming: go on from the newest checkpoint.
+    """
     job = Job(config, comm)
     master = comm.rank == 0
+    start: dict[str, str] = {}
+    if saving is not None:
+        check_can_save(job)
+        if resuming:
+            path = resume(job, saving.directory)
+            start = {"resumed": f"{path}, step {job.steps_done} of {config.steps}"}
+        else:
+            saving.check_fresh(comm)
     writer = agreed(comm, lambda: RunWriter(out, job) if master else None)
     screen = console()
     if master:
@@ -34,6 +50,7 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
             "model": f"{config.model}, {n:,} parameters, {precision_of(config)}",
             "data": f"{job.data.info['name']}, {len(job.data.train):,} training samples",
             "ranks": layout_of(config, job.mesh),
+            **start,
         })  # fmt: skip
         if comm.size > len(job.data.train):
             screen.print(
@@ -43,6 +60,8 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
     for record in progress(records, config.steps or 0, screen) if master else records:
         if writer:
             writer.add(record)
+        if saving:
+            saving.after(job)
     validation = job.evaluate()
     trained = job.serial_model()
     if master and config.amp == "fp16":
@@ -52,7 +71,7 @@ def run_training(config: TrainConfig, comm: Communicator, out: Path) -> None:
         report_policy(job.precision.policy, out)
     if writer and trained:
         writer.finish(validation, trained)
-        seconds = record.seconds
+        seconds = job.seconds_done
         say(screen, {
             "": "",
             "validation": f"loss {validation['loss']:.3f} nats, accuracy {validation['accuracy']:.1%}",

@@ -45,6 +45,7 @@ def loss_curves(
     *,
     validation: Mapping[int, float] | None = None,
     title: str = "",
+    first: int = 1,
 ) -> None:
     """Draw training losses over steps, each faint with its moving average on top, and save the picture.
 
@@ -52,11 +53,12 @@ def loss_curves(
         curves: losses in nats by run name, one a step.
         path: where to, .png, .pdf or .svg.
         validation: validation loss by step.
+        first: the step of the curves' first loss.
     """
     figure = new_figure()
     axes = figure.subplots()
     for colour, (name, losses) in zip(COLOURS, curves.items()):
-        steps = range(1, len(losses) + 1)
+        steps = range(first, first + len(losses))
         axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
         axes.plot(steps, smoothed(losses), color=colour, label=name)
     if validation:

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from minipar.agreement import agreed, on_every_rank
-from minipar.checkpoint import PARAMETER, Manifest, Reader, as_plain, checkpoints, load, newest, open_checkpoint, save
+from minipar.checkpoint import (
+    PARAMETER,
+    Manifest,
+    Reader,
+    as_plain,
+    checkpoints,
+    load,
+    newest,
+    open_checkpoint,
+    save,
+)
 from minipar.checkpoint.manifest import BUFFER
 from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig

@@ -33,12 +33,18 @@ class RunWriter:
 
     def __init__(self, directory: Path, job: Job):
         self.directory, self.job = directory, job
-        self.losses: list[float] = []
+        metrics = directory / "metrics.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._metrics: TextIO = (directory / "metrics.jsonl").open("w")
+            kept = metrics_until(metrics, job.steps_done) if job.steps_done else []
+            self._metrics: TextIO = metrics.open("w")
+            self._metrics.writelines(json.dumps(line) + "\n" for line in kept)
+            self._metrics.flush()
         except OSError as error:
             raise UsageError(f"--out {directory} cannot be written: {error.strerror}") from None
+        known = [line["loss"] for line in kept]
+        self.losses: list[float] = known if kept and kept[-1]["step"] == job.steps_done else []
+        self.first = job.steps_done - len(self.losses) + 1  # the step of the first of them
         self._write_config(None)
 
     def _write_config(self, validation: dict[str, float] | None) -> None:
@@ -64,9 +70,27 @@ class RunWriter:
         save_weights(model, self.directory / "model.safetensors")
         config = self.job.config
         title = f"{config.model} on {self.job.data.info['name']}, {self.job.comm.size} ranks"
-        at = {len(self.losses): validation["loss"]}
-        loss_curves({"training": self.losses}, self.directory / "loss.png", validation=at, title=title)
+        at = {self.job.steps_done: validation["loss"]}
+        curves = {"training": self.losses}
+        loss_curves(curves, self.directory / "loss.png", validation=at, title=title, first=self.first)
         self._write_config(validation)
+
+
+def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Return the lines of a metrics file up to a step: what a run resumed there has behind it.
+
+    Steps after it are done again. A killed run may have left half a line at the end, which is none.
+    """
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if line["step"] > step:
+            break
+        lines.append(line)
+    return lines
 
 
 def save_weights(model: Model, path: Path) -> None:
