@@ -1,0 +1,79 @@
+"""One safetensors file: written with its sum, checked, and read box by box.
+
+A safetensors file is the length of its header (8 bytes), the header (JSON: name, dtype, shape and place of
+every tensor, padded with spaces to whole 8 bytes), and the tensors' bytes end to end. It is written here, and
+not by the library, so that the sum is that of the bytes meant and a full disk is an OSError. The library
+reads it: it refuses wrong headers, but loads a flipped data bit without a word, hence the sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minipar.backend import Array
+from minipar.errors import DataError
+
+DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
+CHUNK = 1 << 20  # bytes hashed at a time
+
+
+def write_shard(path: Path, tensors: Mapping[str, Array], about: Mapping[str, str]) -> dict[str, Any]:
+    """Write host arrays as a safetensors file down to the disk; return {"bytes": …, "sha256": …}.
+
+    Args:
+        about: the file's metadata.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(about)}
+    at = 0
+    for key, array in tensors.items():
+        place = [at, at + array.nbytes]
+        header[key] = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": place}
+        at += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as file:
+        pieces = [len(text).to_bytes(8, "little"), text]
+        for piece in pieces:
+            size += file.write(piece)
+            digest.update(piece)
+        for array in tensors.values():
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data  # little-endian, as the format is
+            size += file.write(data)
+            digest.update(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def check_file(path: Path, facts: Mapping[str, Any]) -> None:
+    """Compare a file with what the manifest says of it.
+
+    Raises:
+        DataError: it is missing, has another size, or other contents.
+    """
+    try:
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            what = "truncated" if size < facts["bytes"] else "too long"
+            raise DataError(f"{path} is {what}: {size:,} bytes, the manifest says {facts['bytes']:,}")
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing, the manifest lists it") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    if digest.hexdigest() != facts["sha256"]:
+        raise DataError(f"{path} is damaged or of another run: it does not have the sha256 that the manifest says")
