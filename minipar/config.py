@@ -13,7 +13,7 @@ from minipar.amp.mixed import MODES as AMP_MODES
 from minipar.backend import FLOAT_DTYPES
 from minipar.errors import UsageError
 from minipar.parallel.data_parallel import AGGREGATIONS
-from minipar.parallel.partition import POLICIES
+from minipar.parallel.partition.policies import POLICIES
 from minipar.parallel.pipeline.schedules import SCHEDULES
 
 MODELS = ("mlp", "convnet", "gpt")

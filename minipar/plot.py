@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from minipar.amp.histogram import BINS, NORMAL, OVERFLOW, SMALLEST
 from minipar.amp.policy import PrecisionPolicy
-from minipar.parallel.assignment import KINDS, Assignment
+from minipar.parallel.partition.assignment import KINDS, Assignment
 from minipar.parallel.pipeline.simulator import Span, Timeline
 from minipar.timeline import KIND_COLOURS, KIND_NAMES
 

@@ -24,12 +24,12 @@ from minipar.data import Batch, Data, Loader, load
 from minipar.errors import MiniparError
 from minipar.mesh import Mesh, resolve
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, Model
-from minipar.parallel.assignment import Assignment
-from minipar.parallel.devices import parse_devices, parse_memory, parse_speeds
 from minipar.parallel.distribute import Recipe, distribute
-from minipar.parallel.partition import assign, items_of
-from minipar.parallel.profile import agreed_costs
-from minipar.parallel.strategy import Strategy, matrix_like
+from minipar.parallel.partition.assignment import Assignment
+from minipar.parallel.partition.devices import parse_devices, parse_memory, parse_speeds
+from minipar.parallel.partition.policies import assign, items_of
+from minipar.parallel.partition.profile import agreed_costs
+from minipar.parallel.strategies import Strategy, matrix_like
 
 # A training that goes astray overflows; `TrainingFailed` says so, once, and NumPy's warnings add nothing.
 overflow_is_reported = np.errstate(over="ignore", invalid="ignore")

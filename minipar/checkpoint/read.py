@@ -22,7 +22,7 @@ from minipar.checkpoint.shard_file import check_file
 from minipar.comm.interface import Communicator
 from minipar.errors import DataError, UsageError
 from minipar.parallel.region import Box, Region, intersection, slices, volume
-from minipar.parallel.strategy import Held, Strategy
+from minipar.parallel.strategies import Held, Strategy
 
 
 def open_checkpoint(path: Path, comm: Communicator | None = None) -> Manifest:

@@ -26,7 +26,7 @@ from minipar.checkpoint.manifest import BUFFER, PARAMETER, Block, Entry, Manifes
 from minipar.checkpoint.shard_file import write_shard
 from minipar.comm.interface import Communicator
 from minipar.errors import MiniparError, UsageError
-from minipar.parallel.strategy import Held, Strategy
+from minipar.parallel.strategies import Held, Strategy
 
 T = TypeVar("T")
 

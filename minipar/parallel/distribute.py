@@ -16,13 +16,12 @@ from typing import Any
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import Model
-from minipar.parallel.assignment import Assignment
-from minipar.parallel.partition import by_cost, items_of
+from minipar.parallel.partition.assignment import Assignment
+from minipar.parallel.partition.policies import by_cost, items_of
 from minipar.parallel.pipeline.executor import Executor
 from minipar.parallel.pipeline.schedules import build_schedule
 from minipar.parallel.pipeline.stage import Stage
-from minipar.parallel.plans import default_plan
-from minipar.parallel.strategy import (
+from minipar.parallel.strategies import (
     AveragedParameters,
     ByOwner,
     Layers,
@@ -31,8 +30,9 @@ from minipar.parallel.strategy import (
     Sharded,
     Strategy,
 )
-from minipar.parallel.tensor_parallel import SEQUENCE, Plan, SequenceLength, parallelize
-from minipar.parallel.zero import Zero
+from minipar.parallel.tensor_parallel.parallelize import SEQUENCE, Plan, SequenceLength, parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
+from minipar.parallel.zero.zero import Zero
 from minipar.recompute import recompute_blocks
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from minipar.backend import Array, is_gpu_array
 from minipar.nn import Module, Parameter
 from minipar.optim import Optimizer
-from minipar.parallel.zero import Zero
+from minipar.parallel.zero.zero import Zero
 from minipar.tape import Node
 from minipar.tensor import Handle, Tensor
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from minipar.backend import Array
-from minipar.parallel.assignment import Part
+from minipar.parallel.partition.assignment import Part
 from minipar.parallel.placement import Layout, Shard
 
 Box = tuple[tuple[int, int], ...]  # (start, stop) along each axis

@@ -13,8 +13,9 @@ from minipar.data import Data, load
 from minipar.errors import UsageError
 from minipar.nn import Linear, Sequential
 from minipar.parallel import DataParallel
-from minipar.parallel.tensor_parallel import Row, parallelize
-from minipar.parallel.zero import Zero
+from minipar.parallel.tensor_parallel.parallelize import parallelize
+from minipar.parallel.tensor_parallel.styles import Row
+from minipar.parallel.zero.zero import Zero
 from minipar.tensor import Tensor
 from minipar.training import Job, TrainingFailed
 from minipar.verification import Fewer, Report, verify

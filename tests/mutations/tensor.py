@@ -4,9 +4,10 @@ from tests.mutations.fault import Fault
 
 DIFFERENTIABLE = "minipar/comm/differentiable.py"
 PLACEMENT = "minipar/parallel/placement.py"
-STYLES = "minipar/parallel/tensor_parallel.py"
-VOCABULARY = "minipar/parallel/vocabulary.py"
-CONVOLUTION = "minipar/parallel/conv_parallel.py"
+STYLES = "minipar/parallel/tensor_parallel/styles.py"
+PARALLELIZE = "minipar/parallel/tensor_parallel/parallelize.py"
+VOCABULARY = "minipar/parallel/tensor_parallel/vocabulary.py"
+CONVOLUTION = "minipar/parallel/tensor_parallel/convolution.py"
 NORMS = "minipar/parallel/norms.py"
 TESTS = "tests/parallel"
 SERIAL = f"{TESTS}/test_tensor_parallel.py::test_equals_serial"
@@ -64,7 +65,7 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "all ranks share one sequence length, and a replay sees the newest",
-        STYLES,
+        PARALLELIZE,
         "        return _length.get()\n\n    @total.setter\n    def total(self, length: int) -> None:\n"
         "        _length.set(length)",
         "        return getattr(self, 'kept', 0)\n\n    @total.setter\n"
@@ -88,7 +89,7 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "a module may be cut by two lines of the plan",
-        STYLES,
+        PARALLELIZE,
         "            if name in chosen:",
         "            if False:",
         f"{TESTS}/test_plan_refusals.py::test_refusals -k match",

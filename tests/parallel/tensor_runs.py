@@ -19,8 +19,8 @@ from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfi
 from minipar.nn import Parameter
 from minipar.parallel.norms import global_norm
 from minipar.parallel.placement import is_sharded
-from minipar.parallel.plans import default_plan
-from minipar.parallel.tensor_parallel import parallelize
+from minipar.parallel.tensor_parallel.parallelize import parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
 from minipar.recompute import recompute
 
 SEED, LR, STEPS = 3, 0.1, 10

@@ -14,7 +14,7 @@ from minipar.comm.interface import balanced
 from minipar.errors import UsageError
 from minipar.models import ConvNet, ConvNetConfig
 from minipar.nn import AvgPool2d, Conv2d, GlobalAvgPool2d, GroupNorm, MaxPool2d, Module
-from minipar.parallel.conv_parallel import (
+from minipar.parallel.tensor_parallel.convolution import (
     InputChannels,
     OutputChannels,
     RegionAvgPool,
@@ -27,8 +27,8 @@ from minipar.parallel.conv_parallel import (
     needed,
     overlap,
 )
-from minipar.parallel.plans import default_plan
-from minipar.parallel.tensor_parallel import Plan, parallelize
+from minipar.parallel.tensor_parallel.parallelize import Plan, parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
 from tests.parallel.tensor_runs import equals_serial, serial
 
 property_test = settings(max_examples=60, deadline=None, derandomize=True)

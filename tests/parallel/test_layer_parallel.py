@@ -8,10 +8,10 @@ import pytest
 from minipar import Tensor, launch, nn, optim, random, world
 from minipar.errors import UsageError
 from minipar.models import MLP, MLPConfig
-from minipar.parallel.assignment import Assignment
-from minipar.parallel.devices import parse_devices
-from minipar.parallel.layer_parallel import LayerParallel
-from minipar.parallel.partition import by_bytes, by_cost, by_devices, items_of
+from minipar.parallel.partition.assignment import Assignment
+from minipar.parallel.partition.devices import parse_devices
+from minipar.parallel.partition.layer_parallel import LayerParallel
+from minipar.parallel.partition.policies import by_bytes, by_cost, by_devices, items_of
 from minipar.tape import no_grad
 
 from .partition_runs import MODELS, OPTIMIZERS, STEPS, NormedStep, errors, scale_of, serial_steps

@@ -8,8 +8,9 @@ import pytest
 from minipar import Tensor, launch, optim, world
 from minipar.nn import Linear
 from minipar.parallel.norms import global_norm
-from minipar.parallel.plans import default_plan
-from minipar.parallel.tensor_parallel import Column, parallelize
+from minipar.parallel.tensor_parallel.parallelize import parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
+from minipar.parallel.tensor_parallel.styles import Column
 from tests.parallel.tensor_runs import MODELS, SEED, batch, loss_of
 
 

@@ -8,9 +8,17 @@ import pytest
 from minipar import launch, optim, random, world
 from minipar.data import share
 from minipar.errors import UsageError
-from minipar.parallel.assignment import Assignment
-from minipar.parallel.owner_sharding import OwnedPart, ShardedByPolicy
-from minipar.parallel.partition import KIND_RULES, assign, by_bytes, by_cost, by_count, by_kind, items_of
+from minipar.parallel.partition.assignment import Assignment
+from minipar.parallel.partition.owner_sharding import OwnedPart, ShardedByPolicy
+from minipar.parallel.partition.policies import (
+    KIND_RULES,
+    assign,
+    by_bytes,
+    by_cost,
+    by_count,
+    by_kind,
+    items_of,
+)
 
 from .partition_runs import MODELS, OPTIMIZERS, STEPS, errors, scale_of, serial_steps
 from .training_runs import SEED, assert_equal_steps, batches, build, serial

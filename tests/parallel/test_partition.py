@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from minipar import launch, world
 from minipar.errors import UsageError
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig
-from minipar.parallel.assignment import Assignment, Device, Item, Part
-from minipar.parallel.devices import parse_devices, parse_memory, parse_speeds
-from minipar.parallel.partition import (
+from minipar.parallel.partition.assignment import Assignment, Device, Item, Part
+from minipar.parallel.partition.devices import parse_devices, parse_memory, parse_speeds
+from minipar.parallel.partition.policies import (
     KIND_RULES,
     POLICIES,
     assign,
@@ -26,8 +26,8 @@ from minipar.parallel.partition import (
     by_kind,
     items_of,
 )
-from minipar.parallel.profile import agreed_costs, profile_blocks
-from minipar.parallel.stage_split import split_stages
+from minipar.parallel.partition.profile import agreed_costs, profile_blocks
+from minipar.parallel.partition.stage_split import split_stages
 from minipar.plot import partition_bars
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)

@@ -30,8 +30,8 @@ from minipar.parallel.placement import (
     place,
     placement_table,
 )
-from minipar.parallel.plans import default_plan
-from minipar.parallel.tensor_parallel import parallelize
+from minipar.parallel.tensor_parallel.parallelize import parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 

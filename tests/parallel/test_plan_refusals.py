@@ -10,9 +10,10 @@ from minipar import launch, world
 from minipar.errors import UsageError
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig
 from minipar.nn import Linear
-from minipar.parallel.conv_parallel import OutputChannels
-from minipar.parallel.plans import default_plan
-from minipar.parallel.tensor_parallel import Column, Row, VocabularyEmbedding, VocabularyLoss, parallelize
+from minipar.parallel.tensor_parallel.convolution import OutputChannels
+from minipar.parallel.tensor_parallel.parallelize import parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
+from minipar.parallel.tensor_parallel.styles import Column, Row, VocabularyEmbedding, VocabularyLoss
 
 
 def refusal(make: Any, plan: Any) -> list[tuple[str, int]]:

@@ -9,14 +9,9 @@ import pytest
 
 from minipar import Tensor, launch, world
 from minipar.nn import LayerNorm, Module
-from minipar.parallel.plans import default_plan
-from minipar.parallel.tensor_parallel import (
-    EnterAfter,
-    PartialGradients,
-    SequenceLength,
-    SequenceScatter,
-    parallelize,
-)
+from minipar.parallel.tensor_parallel.parallelize import SequenceLength, parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
+from minipar.parallel.tensor_parallel.styles import EnterAfter, PartialGradients, SequenceScatter
 from minipar.tape import no_grad
 from tests.parallel.tensor_runs import LENGTHS, MODELS, SEED, batch, equals_serial, loss_of, serial
 

@@ -13,14 +13,9 @@ from minipar.comm import Communicator
 from minipar.models import GPT, MLP, GPTConfig, MLPConfig
 from minipar.nn import Dropout, Linear, Module
 from minipar.parallel.placement import is_sharded
-from minipar.parallel.plans import default_plan
-from minipar.parallel.tensor_parallel import (
-    Column,
-    CutDropout,
-    Plan,
-    Row,
-    parallelize,
-)
+from minipar.parallel.tensor_parallel.parallelize import Plan, parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
+from minipar.parallel.tensor_parallel.styles import Column, CutDropout, Row
 from minipar.tape import no_grad
 from tests.comm.mpi_helpers import mpirun
 from tests.parallel.tensor_runs import MODELS, SEED, batch, equals_serial, serial, train, whole

@@ -9,7 +9,7 @@ from minipar import launch, world
 from minipar.comm import Communicator
 from minipar.config import VERIFY_DEFAULTS, TrainConfig
 from minipar.data import Data, load
-from minipar.parallel.strategy import Strategy
+from minipar.parallel.strategies.strategy import Strategy
 from minipar.training import Job, StepRecord
 from minipar.verification import Fewer
 

@@ -13,13 +13,9 @@ from minipar import Tensor, launch, ops, world
 from minipar.comm.interface import balanced
 from minipar.errors import UsageError
 from minipar.nn import CrossEntropyLoss, Embedding, Module
-from minipar.parallel import vocabulary
-from minipar.parallel.tensor_parallel import (
-    VocabularyEmbedding,
-    VocabularyLoss,
-    WidthEmbedding,
-    parallelize,
-)
+from minipar.parallel.tensor_parallel import vocabulary
+from minipar.parallel.tensor_parallel.parallelize import parallelize
+from minipar.parallel.tensor_parallel.styles import VocabularyEmbedding, VocabularyLoss, WidthEmbedding
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 

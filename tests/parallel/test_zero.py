@@ -20,10 +20,10 @@ from minipar.comm.launcher import find_mpirun, is_open_mpi, job_environment
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import MLP, MLPConfig, Model
-from minipar.parallel.flat_shards import FlatUnit
-from minipar.parallel.plans import default_plan
-from minipar.parallel.tensor_parallel import parallelize
-from minipar.parallel.zero import Zero
+from minipar.parallel.tensor_parallel.parallelize import parallelize
+from minipar.parallel.tensor_parallel.plans import default_plan
+from minipar.parallel.zero.flat_shards import FlatUnit
+from minipar.parallel.zero.zero import Zero
 from minipar.recompute import recompute
 from minipar.tape import run_deferred
 from tests.parallel.training_runs import SEED, assert_equal_steps, assert_replicas_bitwise
@@ -296,7 +296,7 @@ def test_nothing_keeps_a_freed_unit_alive(kind: str, monkeypatch: pytest.MonkeyP
 def test_at_most_two_units_and_the_shared_one_are_there_at_once(
     prefetch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from minipar.parallel.gather import GatherOnUse
+    from minipar.parallel.zero.gather import GatherOnUse
 
     most: dict[int, int] = {}
     need = GatherOnUse.need

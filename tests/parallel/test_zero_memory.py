@@ -15,7 +15,7 @@ from minipar import Tensor, launch, optim, world
 from minipar.comm.launcher import find_mpirun, is_open_mpi, job_environment
 from minipar.models import GPT, GPTConfig, Model
 from minipar.parallel.memory import Held, held, saved_arrays, zero_formula
-from minipar.parallel.zero import Zero
+from minipar.parallel.zero.zero import Zero
 from tests.parallel import zero_capped
 from tests.parallel.zero_runs import SEED, data, loss_of, make
 

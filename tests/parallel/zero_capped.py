@@ -13,7 +13,7 @@ from minipar import Tensor, optim, world
 from minipar.comm import Communicator
 from minipar.data.batch import share
 from minipar.models import MLP, MLPConfig
-from minipar.parallel.zero import Zero
+from minipar.parallel.zero.zero import Zero
 
 STEPS = 2
 

@@ -12,7 +12,7 @@ from minipar import Tensor, launch, nn, ops, optim, random, world
 from minipar.comm import Communicator
 from minipar.data.batch import share
 from minipar.models import MLP, MLPConfig, Model
-from minipar.parallel.zero import Zero
+from minipar.parallel.zero.zero import Zero
 from tests.parallel import training_runs
 from tests.parallel.training_runs import SEED, Arrays, Step, batches, gradients, loss_sum
 

@@ -26,8 +26,8 @@ from minipar.data import share
 from minipar.errors import UsageError
 from minipar.models import Model
 from minipar.nn import BatchNorm2d, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, Module, RMSNorm
-from minipar.parallel.assignment import Assignment, Device, Item, Part
-from minipar.parallel.stage_split import split_stages
+from minipar.parallel.partition.assignment import Assignment, Device, Item, Part
+from minipar.parallel.partition.stage_split import split_stages
 
 POLICIES = ("kind", "bytes", "count", "cost", "devices")
 

@@ -26,7 +26,7 @@ from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.models import Model
 from minipar.nn import BatchNorm2d
-from minipar.parallel.assignment import Assignment, Part
+from minipar.parallel.partition.assignment import Assignment, Part
 from minipar.tensor import Tensor
 
 

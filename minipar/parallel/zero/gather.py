@@ -20,7 +20,7 @@ from typing import Any
 from minipar.comm.interface import Communicator, Work
 from minipar.errors import UsageError
 from minipar.nn import Module
-from minipar.parallel.flat_shards import FlatUnit
+from minipar.parallel.zero.flat_shards import FlatUnit
 from minipar.tape import Backward, is_replaying, running_backward
 from minipar.tensor import Tensor, record
 

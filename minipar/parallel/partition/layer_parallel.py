@@ -31,7 +31,7 @@ from minipar.errors import UsageError
 from minipar.models import Model
 from minipar.nn import Parameter
 from minipar.nn.init import Constant
-from minipar.parallel.assignment import Assignment
+from minipar.parallel.partition.assignment import Assignment
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from minipar.errors import UsageError
-from minipar.parallel.assignment import Device
+from minipar.parallel.partition.assignment import Device
 
 UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 

@@ -26,7 +26,7 @@ from minipar.errors import UsageError
 from minipar.nn import AvgPool2d, Conv2d, GlobalAvgPool2d, GroupNorm, MaxPool2d
 from minipar.ops.conv import Pair, output_size, pair
 from minipar.parallel.placement import Shard, place
-from minipar.parallel.tensor_parallel import Style, around
+from minipar.parallel.tensor_parallel.parallelize import Style, around
 from minipar.tensor import Tensor, primitive
 
 CHANNELS, ROWS = 1, 2  # axes of (N, C, H, W)

@@ -1,21 +1,12 @@
-"""Tensor parallelism: the layers of a serial model cut over ranks, by a plan.
+"""The styles in which a module is cut: linear layers, embeddings, the vocabulary's loss, and a region's ends.
 
-`parallelize(model, comm, plan)` walks the plan, a table from names (`*` matches any part) to *styles*. A
-style says how a module's parameters are placed and what happens around its forward. The pattern behind all
-of them (Shoeybi et al. 2019, figure 3):
-
-    x ── copy_to ── A (columns) ── f ── B (rows) ── reduce_from ── y
-         backward:                                  forward:
-         all-reduce                                 all-reduce
-
-A's outputs are cut by feature, B's inputs likewise, so between the two nothing is sent.
+Each is a line of a plan, which `parallelize` applies. What a style does to a module stands in its `apply`:
+how its parameters are placed, and what happens to activations before and after its forward.
 """
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,112 +14,11 @@ from minipar import ops
 from minipar.comm.differentiable import all_gather, copy_to, gather, reduce_from, reduce_scatter, scatter
 from minipar.comm.interface import Communicator, balanced
 from minipar.errors import UsageError
-from minipar.nn import CrossEntropyLoss, Dropout, Embedding, Linear, Module
-from minipar.parallel import vocabulary
+from minipar.nn import CrossEntropyLoss, Dropout, Embedding, Linear
 from minipar.parallel.placement import Shard, place
+from minipar.parallel.tensor_parallel import vocabulary
+from minipar.parallel.tensor_parallel.parallelize import SEQUENCE, SequenceLength, Style, around
 from minipar.tensor import Tensor
-
-SEQUENCE = 1  # the axis of (B, T, C) that sequence parallelism cuts
-
-
-class Style:
-    """How one module is cut. `apply` places its parameters and wraps its forward."""
-
-    kind: type[Module] = Module
-
-    def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        """Cut `module`, called `name`, over the ranks of `comm`."""
-        raise TypeError(f"{type(self).__name__} does not say how to cut a module")
-
-
-Plan = Mapping[str, Style | tuple[Style, ...]]
-
-
-_length: ContextVar[int] = ContextVar("sequence_length", default=0)
-
-
-class SequenceLength:
-    """The whole length of the sequence at hand, set where it is cut and read where it is joined again.
-
-    It cannot be told from a part, since parts are uneven. It lives in the context, as the moment of `random`
-    does: each rank-thread has its own, and a recomputed block sees the length of its own forward.
-    """
-
-    @property
-    def total(self) -> int:
-        return _length.get()
-
-    @total.setter
-    def total(self, length: int) -> None:
-        _length.set(length)
-
-    def counts(self, ranks: int) -> list[int]:
-        """Return each rank's length."""
-        return balanced(self.total, ranks)
-
-
-def around(
-    module: Module, enter: Callable[..., Any] | None = None, leave: Callable[..., Any] | None = None
-) -> None:
-    """Run `enter` on a module's input and `leave` on its output, from outside."""
-    forward = module.forward
-
-    def wrapped(*inputs: Any) -> Any:
-        if enter is not None:
-            inputs = (enter(inputs[0]), *inputs[1:])
-        output = forward(*inputs)
-        return leave(output) if leave is not None else output
-
-    module.forward = wrapped  # type: ignore[method-assign]
-
-
-def parallelize(model: Module, comm: Communicator, plan: Plan) -> Module:
-    """Cut a serial model over the ranks of `comm`, in place, and return it. Nothing is sent.
-
-    A single rank has nothing to cut: the model stays the serial one, bitwise.
-
-    Args:
-        model: materialised (each rank then keeps its part) or not (each rank then initialises its part only).
-        plan: name patterns to styles; a tuple of styles is applied in order.
-
-    Raises:
-        UsageError: a pattern that matches nothing, two patterns that match one module, a module of another
-            kind than the style is for, or a size that cannot be cut; the same on every rank. After the last
-            of these some modules may be cut already: the model is not to be used then.
-    """
-    chosen = _resolve(dict(model.named_modules()), plan)
-    if comm.size > 1:
-        for name, module, styles in chosen:
-            for style in styles:
-                style.apply(module, name, comm)
-    return model
-
-
-def _resolve(modules: dict[str, Module], plan: Plan) -> list[tuple[str, Module, tuple[Style, ...]]]:
-    """Return (name, module, its styles) of every module that the plan names, in the plan's order."""
-    chosen: dict[str, str] = {}
-    found = []
-    for pattern, entry in plan.items():
-        styles = entry if isinstance(entry, tuple) else (entry,)
-        names = [name for name in modules if fnmatch.fnmatchcase(name, pattern)]
-        if not names:
-            known = ", ".join(name for name in modules if name)
-            raise UsageError(f"plan: {pattern!r} matches no module; the model has {known}")
-        for name in names:
-            if name in chosen:
-                raise UsageError(
-                    f"plan: both {chosen[name]!r} and {pattern!r} match {name}; a module is cut once"
-                )
-            chosen[name] = pattern
-            for style in styles:
-                if not isinstance(modules[name], style.kind):
-                    raise UsageError(
-                        f"plan: {pattern!r} puts {type(style).__name__} on {name},"
-                        f" a {type(modules[name]).__name__}; it is for {style.kind.__name__}"
-                    )
-            found.append((name, modules[name], styles))
-    return found
-
 
 # --- Linear layers ----------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from minipar.backend import Array
 from minipar.comm.interface import Communicator, Work
 from minipar.errors import UsageError
 from minipar.nn import Parameter
-from minipar.parallel.flat_shards import FlatUnit
+from minipar.parallel.zero.flat_shards import FlatUnit
 from minipar.tape import Backward, running_backward
 from minipar.tensor import Tensor
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 from minipar.errors import UsageError
 from minipar.models import GPT, MLP, ConvNet, Model
 from minipar.nn import Conv2d, GlobalAvgPool2d, GroupNorm
-from minipar.parallel.conv_parallel import (
+from minipar.parallel.tensor_parallel.convolution import (
     CONVOLUTION_CUTS,
     RegionConv,
     RegionGroupNorm,
     RegionPool,
     RegionScatter,
 )
-from minipar.parallel.tensor_parallel import (
+from minipar.parallel.tensor_parallel.parallelize import Plan, SequenceLength, Style
+from minipar.parallel.tensor_parallel.styles import (
     Column,
     CutDropout,
     EnterAfter,
     PartialGradients,
-    Plan,
     Row,
-    SequenceLength,
     SequenceScatter,
-    Style,
     VocabularyEmbedding,
     VocabularyHead,
     VocabularyLoss,

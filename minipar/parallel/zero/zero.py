@@ -27,9 +27,9 @@ from minipar.backend import Array, array_module, float_dtype, is_gpu_array, to_d
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.nn import BatchNorm2d, Module, Parameter
-from minipar.parallel.flat_shards import FlatUnit, Piece, make_units
-from minipar.parallel.gather import GatherOnUse
-from minipar.parallel.scatter_gradients import ScatterGradients, on_any_rank
+from minipar.parallel.zero.flat_shards import FlatUnit, Piece, make_units
+from minipar.parallel.zero.gather import GatherOnUse
+from minipar.parallel.zero.scatter_gradients import ScatterGradients, on_any_rank
 from minipar.tensor import Tensor
 
 ROOT = 0
