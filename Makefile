@@ -1,6 +1,8 @@
 # make train and make test set up everything they need: Python 3.11 or newer and make are enough.
 PYTHON ?= python3
 BIN := .venv/bin
+# How many test files run side by side; each starts ranks of its own.
+WORKERS ?= 2
 
 .PHONY: train test parity lint types mutations benchmark clean
 
@@ -9,7 +11,7 @@ train: .venv/installed
 	$(BIN)/minipar run -n 2 --timeout 300 verify gpt
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 parity: .venv/installed-parity
 	$(BIN)/python -m pytest -m parity
