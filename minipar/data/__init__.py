@@ -5,7 +5,7 @@
     for batch in loader.steps(100): ...
 
 Everything here is NumPy on the host. Within the package each file imports only from those before it:
-dataset, text, idx, cifar, images, batch, prefetch, loader.
+vocabulary, dataset, text, idx, cifar, images, batch, prefetch, loader, tiles.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from ..errors import UsageError
-from .batch import Batch, share
-from .cifar import find_cifar
-from .dataset import Data, Dataset
-from .idx import LAYOUT, TYPES, find_idx
-from .images import ImageDataset, Normalisation, load_cifar, load_digits, load_idx
-from .loader import Loader, SampleKeys, Transform
-from .text import Vocabulary, WindowDataset, docs_text, load_text, read_text
+from minipar.data.batch import Batch, share
+from minipar.data.cifar import find_cifar
+from minipar.data.dataset import Data, Dataset
+from minipar.data.idx import LAYOUT, TYPES, find_idx
+from minipar.data.images import ImageDataset, Normalisation, load_cifar, load_digits, load_idx
+from minipar.data.loader import Loader, SampleKeys, Transform
+from minipar.data.text import WindowDataset, docs_text, load_text, read_text
+from minipar.data.vocabulary import Vocabulary
+from minipar.errors import UsageError
 
 __all__ = [
     "Batch", "Data", "Dataset", "ImageDataset", "Loader", "Normalisation", "SampleKeys", "Transform",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .dataset import Array, whole_number
+from minipar.data.dataset import Array, whole_number
 
 
 def share(length: int, part: int, parts: int) -> slice:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import DataError, UsageError
-from .dataset import Array
+from minipar.data.dataset import Array
+from minipar.errors import DataError, UsageError
 
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST = "test_batch"

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from .text import Vocabulary
+from minipar.data.vocabulary import Vocabulary
+from minipar.errors import UsageError
 
 Array = npt.NDArray[Any]
 

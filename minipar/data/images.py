@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, UsageError
-from . import cifar
-from .dataset import Array, Data, float_dtype, whole_number
-from .idx import read_idx
+from minipar.data import cifar
+from minipar.data.dataset import Array, Data, float_dtype, whole_number
+from minipar.data.idx import read_idx
+from minipar.errors import DataError, UsageError
 
 _CHUNK = 4096  # images turned to float64 at a time while measuring: 25 MB for MNIST
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, UsageError
-from .batch import Batch, count_valid, share
-from .dataset import Array, Dataset, float_dtype, whole_number
-from .prefetch import Prefetch
+from minipar.data.batch import Batch, count_valid, share
+from minipar.data.dataset import Array, Dataset, float_dtype, whole_number
+from minipar.data.prefetch import Prefetch
+from minipar.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from minipar import launch, world
 from minipar.checkpoint import newest
 from minipar.checkpoint.folder import PARTIAL
 from minipar.resume import resume, save_job
-
-from .jobs import data, job
+from tests.checkpoint.jobs import data, job
 
 MOST_STEPS = 10**6
 

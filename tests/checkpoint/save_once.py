@@ -5,8 +5,7 @@ from pathlib import Path
 
 from minipar import world
 from minipar.resume import save_job
-
-from .jobs import job, steps
+from tests.checkpoint.jobs import job, steps
 
 if __name__ == "__main__":
     made = job(world(), "gpt", tp=2, zero=1)

@@ -18,8 +18,7 @@ from minipar.checkpoint import folder as folder_module
 from minipar.checkpoint.manifest import VERSION, Manifest, check, read_manifest
 from minipar.errors import DataError, MiniparError, UsageError
 from minipar.resume import resume, save_job
-
-from .jobs import assert_same, job, pass_on, saved_state, steps, train_and_save
+from tests.checkpoint.jobs import assert_same, job, pass_on, saved_state, steps, train_and_save
 
 KILLS, FLIPS = 20, 200
 

@@ -12,8 +12,7 @@ from minipar.comm.launcher import run_mpi
 from minipar.parallel.placement import Layout, Shard
 from minipar.parallel.region import Region, boxes_of_range, extents
 from minipar.resume import resume, save_job
-
-from .jobs import STEPS, assert_same, job, pass_on, saved_state, steps, train_and_save
+from tests.checkpoint.jobs import STEPS, assert_same, job, pass_on, saved_state, steps, train_and_save
 
 # (ranks, layout) from 8 to 4 to 2 to 1 to 3 and back; each kind of sharding meets another one
 GPT_CHAIN: list[tuple[int, dict[str, Any]]] = [

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .command_line import SMALL, assert_one_line, idx_folder, minipar, process, write_idx
+from tests.commands.command_line import SMALL, assert_one_line, idx_folder, minipar, process, write_idx
 
 TRUNCATE = -7
 

@@ -8,8 +8,7 @@ import pytest
 
 from minipar import __version__, doctor
 from minipar.config import TrainConfig
-
-from .command_line import minipar
+from tests.commands.command_line import minipar
 
 COMMANDS = ("train", "verify", "run", "generate", "doctor")
 

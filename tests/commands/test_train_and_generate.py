@@ -9,8 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minipar.runs import load_run
-
-from .command_line import SMALL, assert_one_line, idx_folder, minipar, process
+from tests.commands.command_line import SMALL, assert_one_line, idx_folder, minipar, process
 
 KEYS = ["step", "loss", "grad_norm", "samples_per_s", "seconds"]
 

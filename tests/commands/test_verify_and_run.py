@@ -11,8 +11,7 @@ from minipar.comm.interface import Work
 from minipar.comm.threads import ThreadCommunicator
 from minipar.parallel.buckets import Bucket
 from minipar.verification import Report, Worst, relative_error
-
-from .command_line import assert_one_line, minipar, process
+from tests.commands.command_line import assert_one_line, minipar, process
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ import numpy as np
 
 from minipar import optim, random
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, Model
-
-from .training_runs import LR, SEED, Arrays, Step, batches, gradients, loss_sum
+from tests.parallel.training_runs import LR, SEED, Arrays, Step, batches, gradients, loss_sum
 
 STEPS = 10
 MODELS: dict[str, Callable[[], Model]] = {

@@ -8,8 +8,17 @@ import pytest
 torch = pytest.importorskip("torch", reason="the parity tests need PyTorch")
 F = torch.nn.functional
 
-from .training_runs import LR, MODELS, STEPS, Arrays, Step, assert_equal_steps, batches, on_threads  # noqa: E402
-from .training_runs import build as build_model  # noqa: E402
+from tests.parallel.training_runs import (  # noqa: E402
+    LR,
+    MODELS,
+    STEPS,
+    Arrays,
+    Step,
+    assert_equal_steps,
+    batches,
+    on_threads,
+)
+from tests.parallel.training_runs import build as build_model  # noqa: E402
 
 pytestmark = pytest.mark.parity
 Weights = dict[str, Any]

@@ -7,8 +7,15 @@ import pytest
 from minipar import Tensor, launch, nn, ops, optim, random, world
 from minipar.nn import BatchNorm2d
 from minipar.parallel import DataParallel
-
-from .training_runs import SEED, assert_replicas_bitwise, batches, build, gradients, loss_sum, on_threads
+from tests.parallel.training_runs import (
+    SEED,
+    assert_replicas_bitwise,
+    batches,
+    build,
+    gradients,
+    loss_sum,
+    on_threads,
+)
 
 BUCKETS_MB = (1e-9, 0.0005, 100.0)
 

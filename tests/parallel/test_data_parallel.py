@@ -10,8 +10,7 @@ from minipar import Tensor, launch, nn, ops, optim, world
 from minipar.errors import UsageError
 from minipar.parallel import DataParallel
 from minipar.parallel.buckets import make_buckets
-
-from .training_runs import (
+from tests.parallel.training_runs import (
     MODELS,
     Step,
     assert_equal_steps,

@@ -13,9 +13,16 @@ from minipar.parallel.partition.devices import parse_devices
 from minipar.parallel.partition.layer_parallel import LayerParallel
 from minipar.parallel.partition.policies import by_bytes, by_cost, by_devices, items_of
 from minipar.tape import no_grad
-
-from .partition_runs import MODELS, OPTIMIZERS, STEPS, NormedStep, errors, scale_of, serial_steps
-from .training_runs import SEED, batches, loss_sum
+from tests.parallel.partition_runs import (
+    MODELS,
+    OPTIMIZERS,
+    STEPS,
+    NormedStep,
+    errors,
+    scale_of,
+    serial_steps,
+)
+from tests.parallel.training_runs import SEED, batches, loss_sum
 
 TOLERANCE = 1e-10
 

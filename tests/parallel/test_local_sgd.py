@@ -7,8 +7,7 @@ import pytest
 from minipar import launch, nn, optim, world
 from minipar.errors import UsageError
 from minipar.parallel import LocalSGD
-
-from .training_runs import SEED, Arrays, batches, build, loss_sum, share, worst_error
+from tests.parallel.training_runs import SEED, Arrays, batches, build, loss_sum, share, worst_error
 
 KIND = "convnet"  # no dropout: its masks are not the point here
 

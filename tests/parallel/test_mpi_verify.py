@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from minipar.comm.launcher import run_mpi
-
-from .mpi_verify import CONFIGURATIONS
+from tests.parallel.mpi_verify import CONFIGURATIONS
 
 pytestmark = pytest.mark.mpi
 SCRIPT = Path(__file__).parent / "mpi_verify.py"

@@ -19,9 +19,8 @@ from minipar.parallel.partition.policies import (
     by_kind,
     items_of,
 )
-
-from .partition_runs import MODELS, OPTIMIZERS, STEPS, errors, scale_of, serial_steps
-from .training_runs import SEED, assert_equal_steps, batches, build, serial
+from tests.parallel.partition_runs import MODELS, OPTIMIZERS, STEPS, errors, scale_of, serial_steps
+from tests.parallel.training_runs import SEED, assert_equal_steps, batches, build, serial
 
 TOLERANCE = 1e-10
 POLICIES = ("kind", "bytes", "count")
