@@ -4,7 +4,7 @@ BIN := .venv/bin
 # How many test files run side by side; each starts ranks of its own.
 WORKERS ?= 2
 
-.PHONY: train test parity lint types mutations benchmark clean
+.PHONY: train test lessons check-lessons parity lint types mutations benchmark clean
 
 train: .venv/installed
 	$(BIN)/minipar run -n 2 --timeout 600 train gpt --data docs --out runs/gpt
@@ -12,6 +12,12 @@ train: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+lessons: .venv/installed-lessons
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir lessons
+
+check-lessons: .venv/installed-lessons .venv/installed-test
+	$(BIN)/python -m pytest -m lessons tests/lessons
 
 parity: .venv/installed-parity
 	$(BIN)/python -m pytest -m parity
@@ -41,6 +47,10 @@ clean:
 
 .venv/installed-test: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,dev]'
+	touch $@ .venv/installed
+
+.venv/installed-lessons: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lessons]'
 	touch $@ .venv/installed
 
 .venv/installed-parity: .venv/installed-test

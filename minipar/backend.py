@@ -110,6 +110,14 @@ def float_dtype(name: Any) -> np.dtype[Any]:
     return dtype
 
 
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process has held at once so far (its resident set)."""
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def keep_freed_memory(megabytes: int = 1024) -> bool:
     """Let the C library reuse large freed arrays instead of returning them to the system (Linux, glibc).
 

@@ -7,6 +7,7 @@ finds itself in (`minipar run -n N …`, `mpirun -n N …`).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -26,16 +27,28 @@ from minipar.comm import launch, world
 from minipar.comm.interface import Communicator
 from minipar.comm.launch import ranks_in_environment
 from minipar.config import DEFAULTS, VERIFY_DEFAULTS, TrainConfig
-from minipar.errors import MiniparError, UsageError
+from minipar.errors import CommunicationError, MiniparError, UsageError
+from minipar.lessons_command import grade, lessons, start
 from minipar.options import config_options
+from minipar.trace_command import trace_app
 
 # What Typer raises for a wrong command line; where it is to be imported from depends on Typer's version.
 CommandLineError: Any = typer.BadParameter.__mro__[2]
 INTERRUPTED = 130
 
 
+class Interrupted(Exception):
+    """Ctrl-C, kept from Typer, which would end without a word."""
+
+
 class Commands(TyperGroup):
     """The commands. What a user got wrong becomes one line on standard error, and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted(" ".join(["interrupted", *getattr(error, "__notes__", [])])) from None
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line and exit.
@@ -54,9 +67,13 @@ class Commands(TyperGroup):
         except MiniparError as error:
             if not is_on_every_rank(error) and world().size > 1:
                 raise
-            code = told(str(error), error.exit_code)
-        except typer.Abort:
-            code = INTERRUPTED
+            notes = getattr(error, "__notes__", []) if isinstance(error, CommunicationError) else []
+            code = told("\n".join([str(error), *notes]), error.exit_code)
+        except Interrupted as error:
+            ranks = ranks_in_environment()
+            if ranks is not None and ranks[0] > 1:
+                raise KeyboardInterrupt from None  # the job's hook ends all ranks
+            code = told(str(error), INTERRUPTED)
         if code:
             raise SystemExit(code)  # not sys.exit, by which one rank of an MPI job ends all the others
         return code
@@ -83,6 +100,7 @@ app = typer.Typer(
 )
 
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(trace_app, name="trace")
 
 Ranks = Annotated[
     int | None, typer.Option(help="ranks inside this process; under mpirun the job's ranks are used")
@@ -139,6 +157,7 @@ def train(
     every: Annotated[int | None, typer.Option(help="steps between checkpoints [default: 100]")] = None,
     keep: Annotated[int | None, typer.Option(help="how many of the newest checkpoints stay [default: 3]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest of --checkpoint")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="record what every rank does in the first 20 steps")] = False,
 ) -> None:
     """Train a model on real data.
 
@@ -147,12 +166,14 @@ def train(
     """
     from minipar.checkpoint_command import saving_of
     from minipar.job import run_training
+    from minipar.stopping import StopRequest
 
     with from_command_line():
         settings = config.resolved()
         saving = saving_of(checkpoint, every, keep, resume)
     keep_freed_memory()
-    on_ranks(ranks, lambda comm: run_training(settings, comm, out, saving, resuming=resume))
+    with StopRequest() as stop:
+        on_ranks(ranks, lambda comm: run_training(settings, comm, out, saving, resume, trace, stop))
 
 
 @app.command()
@@ -183,6 +204,8 @@ def run(
     context: typer.Context,
     ranks: Annotated[int, typer.Option("-n", "--ranks", help="MPI ranks to start")],
     timeout: Annotated[float | None, typer.Option(help="seconds after which the job is killed")] = None,
+    latency: Annotated[str | None, typer.Option(help="imitate a network: time a message takes, as 1ms")] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="and bytes it carries, as 100MB/s")] = None,
     program: Annotated[str, typer.Argument(help="a script, or a minipar command with its options")] = "",
 ) -> None:
     """Start a script or a minipar command on N MPI ranks: this environment's mpirun, one BLAS thread a rank.
@@ -191,6 +214,7 @@ def run(
     Example: minipar run -n 4 my_script.py --option value
     """
     from minipar.comm.launcher import run_mpi
+    from minipar.comm.slow import network_environment
     from minipar.report import TERMINAL
 
     with from_command_line():
@@ -200,9 +224,8 @@ def run(
         if timeout is not None and not timeout > 0:
             raise UsageError(f"run: --timeout is {timeout:g}, it must be more than 0 seconds")
         commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} - {
-            "run",
-            "doctor",
-        }
+            "run", "doctor", "lessons", "start", "grade",
+        }  # fmt: skip
         words = [program, *context.args]
         if program == "minipar":
             words = words[1:]
@@ -213,7 +236,7 @@ def run(
         else:
             known = ", ".join(sorted(commands))
             raise UsageError(f"run: {program!r} is neither a file nor a command that runs on ranks ({known})")
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", **network_environment(latency, bandwidth)}
         if sys.stdout.isatty():
             env[TERMINAL] = str(shutil.get_terminal_size().columns)
         code = run_mpi(command, ranks, timeout=timeout, env=env)
@@ -271,7 +294,9 @@ def schedule(
     """
     from minipar.schedule_command import schedule_command
 
-    schedule_command(name, stages, microbatches, chunks, costs, csv, png)
+    with from_command_line():
+        if world().rank == 0:
+            schedule_command(name, stages, microbatches, chunks, costs, csv, png)
 
 
 @app.command()
@@ -289,6 +314,22 @@ def doctor() -> None:
     console().print(doctor_table(findings))
     if not all(f.well for f in findings):
         raise typer.Exit(1)
+
+
+def outside_jobs(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command be refused on the ranks of an MPI job."""
+
+    @functools.wraps(command)
+    def refusing(*args: Any, **options: Any) -> None:
+        with from_command_line():
+            refuse_inside_job(command.__name__)
+            command(*args, **options)
+
+    return refusing
+
+
+for lesson_command in (lessons, start, grade):
+    app.command()(outside_jobs(lesson_command))
 
 
 def _version(wanted: bool) -> None:

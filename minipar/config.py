@@ -11,12 +11,14 @@ from typing import Any, Self
 
 from minipar.amp.mixed import MODES as AMP_MODES
 from minipar.backend import FLOAT_DTYPES
+from minipar.data.tiles import parse_tiles
 from minipar.errors import UsageError
 from minipar.parallel.data_parallel import AGGREGATIONS
 from minipar.parallel.partition.policies import POLICIES
+from minipar.parallel.pipeline.resolve import known_schedule
 from minipar.parallel.pipeline.schedules import SCHEDULES
 
-MODELS = ("mlp", "convnet", "gpt")
+MODELS = ("mlp", "convnet", "gpt", "patchnet")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 STAGED_POLICIES = ("cost", "devices")  # these place whole blocks, one stage a rank
 ALL_AGGREGATIONS = (*AGGREGATIONS, "local")
@@ -42,6 +44,7 @@ class TrainConfig:
     heads: int | None = _option(None, "attention heads", models=("gpt",))
     dropout: float | None = _option(None, "dropout probability", models=("gpt", "mlp"))
     tied: bool | None = _option(None, "share the embedding with the output layer", models=("gpt",))
+    patch: int | None = _option(None, "pixels along a side of a patch", models=("patchnet",))
     norm: str | None = _option(None, "group or batch norm", models=("convnet",), choices=("group", "batch"))
     optimizer: str = _option("adamw", "the update rule", choices=OPTIMIZERS)
     lr: float | None = _option(None, "peak learning rate")
@@ -64,10 +67,20 @@ class TrainConfig:
     tp: int = _option(1, "tensor-parallel ranks: layers are cut over them")
     pp: int = _option(1, "pipeline stages: blocks are spread over them")
     schedule: str | None = _option(
-        None, "with --pp: the order of work [default: 1f1b]", choices=tuple(SCHEDULES)
+        None,
+        f"with --pp: the order of work, {', '.join(SCHEDULES)}, or a CSV file of your own, a line a stage such"
+        " as 0F0,0F1,0B0,0B1 (minipar schedule NAME --csv FILE writes one) [default: 1f1b]",
     )
-    microbatches: int | None = _option(None, "with --pp: pieces of the batch [default: twice the stages]")
-    chunks: int | None = _option(None, "with --pp and interleaved: virtual stages a rank")
+    microbatches: int | None = _option(
+        None, "with --pp: pieces of the batch [default: twice the stages, or what the CSV file says]"
+    )
+    chunks: int | None = _option(None, "with --pp and interleaved: virtual stages a rank [default: 2]")
+    tiles: str | None = _option(
+        None,
+        "with --pp: cut images into rows x columns of tiles, such as 2x2, which are the microbatches; for"
+        " models that treat every patch alone",
+        models=("mlp", "convnet", "patchnet"),
+    )
     recompute: bool = _option(False, "keep blocks' inputs only; run their forward again in backward")
     sequence_parallel: bool = _option(
         False, "with --tp: also cut activations along the sequence", models=("gpt",)
@@ -139,8 +152,12 @@ class TrainConfig:
             "heads",
             "accumulate",
             "average_every",
+            "patch",
+            "microbatches",
+            "chunks",
             "dp",
             "tp",
+            "pp",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -165,9 +182,13 @@ class TrainConfig:
             )
         if self.zero not in (0, 1, 2, 3):
             raise UsageError(f"--zero is {self.zero}, stages are 1, 2 and 3, and 0 is off")
-        for name in ("schedule", "microbatches", "chunks"):
+        for name in ("schedule", "microbatches", "chunks", "tiles"):
             if getattr(self, name) is not None and self.pp == 1:
                 raise UsageError(f"--{name} describes a pipeline; give --pp above 1")
+        if self.schedule is not None:
+            known_schedule(self.schedule)
+        if self.tiles is not None:
+            parse_tiles(self.tiles)
         self._check_precision()
         if self.convolution is not None and self.tp == 1:
             raise UsageError("--convolution says how --tp cuts a convolution; give --tp above 1")
@@ -229,6 +250,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         data="docs", steps=600, batch=32, seq_len=64, width=128, layers=4, heads=4, dropout=0.0, tied=True,
         lr=2e-3, warmup=50,
     ),
+    "patchnet": dict(data="digits", steps=300, batch=64, width=64, layers=3, patch=4, lr=3e-3, warmup=20),
 }  # fmt: skip
 
 # A proof needs little work: every layer of a kind once or twice, and a batch that 3 or 4 ranks do not divide.
@@ -242,5 +264,8 @@ VERIFY_DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt": dict(
         data="docs", steps=10, batch=10, seq_len=16, width=32, layers=2, heads=4, dropout=0.0, tied=True,
         lr=0.1, warmup=2, dtype="float64",
+    ),
+    "patchnet": dict(
+        data="digits", steps=10, batch=10, width=8, layers=2, patch=2, lr=0.1, warmup=2, dtype="float64",
     ),
 }  # fmt: skip

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from minipar.agreement import agreed
 from minipar.amp import PrecisionPolicy
 from minipar.comm.interface import Communicator
+from minipar.comm.launcher import available_cores
 from minipar.config import TrainConfig
 from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
@@ -19,19 +21,34 @@ from minipar.plot import precision_histograms
 from minipar.report import console, progress, say, verify_table
 from minipar.resume import Saving, check_can_save, resume
 from minipar.runs import RunWriter
+from minipar.stopping import StopRequest
+from minipar.trace import recording
+from minipar.trace_record import RunRecorder
 from minipar.training import Job
 from minipar.verification import verify
 
 
 def run_training(
-    config: TrainConfig, comm: Communicator, out: Path, saving: Saving | None = None, resuming: bool = False
+    config: TrainConfig,
+    comm: Communicator,
+    out: Path,
+    saving: Saving | None = None,
+    resuming: bool = False,
+    tracing: bool = False,
+    stop: StopRequest | None = None,
 ) -> None:
     """Train, write the run's directory and print what came of it. Rank 0 prints and writes.
 
     Args:
         saving: when to save checkpoints; None for never.
         resuming: go on from the newest checkpoint.
+        tracing: record the first steps, see `trace_record`.
+        stop: asked to stop, the run ends after its step; it saves a checkpoint where it has `saving`, and goes
+            on as if this had been the last step where it has not.
     """
+    recorder = RunRecorder(comm, out) if tracing else None
+    if recorder is not None:
+        comm = recorder.comm
     job = Job(config, comm)
     master = comm.rank == 0
     start: dict[str, str] = {}
@@ -56,12 +73,24 @@ def run_training(
             screen.print(
                 f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle"
             )
-    records = job.train()
-    for record in progress(records, config.steps or 0, screen) if master else records:
-        if writer:
-            writer.add(record)
-        if saving:
-            saving.after(job)
+    records, stopping, saved = job.train(), False, None
+    with recording(recorder.trace if recorder else None):
+        for record in progress(records, config.steps or 0, screen) if master else records:
+            if writer:
+                writer.add(record)
+            stopping = stop is not None and stop.agreed(comm) and job.steps_done < (config.steps or 0)
+            saved = saving.after(job, stopping) if saving else None
+            if recorder:
+                recorder.after_step(facts_of(config, job.mesh))
+            if stopping:
+                break
+    if recorder:
+        recorder.finish(facts_of(config, job.mesh))
+    if stopping:
+        if master:
+            screen.print(stopped_line(job, saved), markup=False, soft_wrap=True)
+        if saved:
+            return
     validation = job.evaluate()
     trained = job.serial_model()
     if master and config.amp == "fp16":
@@ -75,9 +104,10 @@ def run_training(
         say(screen, {
             "": "",
             "validation": f"loss {validation['loss']:.3f} nats, accuracy {validation['accuracy']:.1%}",
-            "time": f"{seconds:.0f} s, {config.steps * (config.batch or 0) / seconds:,.0f} samples/s",  # type: ignore[operator]
+            "time": f"{seconds:.0f} s, {job.steps_done * (config.batch or 0) / seconds:,.0f} samples/s",
             "loss curve": out / "loss.png",
             "weights": out / "model.safetensors",
+            **({"trace": f"{out / 'gantt.png'}; minipar trace show {out} says more"} if tracing else {}),
         })  # fmt: skip
         if isinstance(trained, GPT):
             screen.print("\nsample of what it writes:\n")
@@ -85,6 +115,14 @@ def run_training(
             screen.print(
                 continue_text(trained, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False
             )
+
+
+def stopped_line(job: Job, saved: Path | None) -> str:
+    """Return what to tell of a run that was asked to stop."""
+    at = f"stopped by SIGTERM after step {job.steps_done} of {job.config.steps}"
+    if saved is None:
+        return f"{at}; without --checkpoint it cannot go on later, so it ends here as a finished run"
+    return f"{at}, saved {saved}; to go on, give the same command with --resume"
 
 
 def report_policy(policy: PrecisionPolicy, out: Path) -> None:
@@ -120,6 +158,17 @@ def layout_of(config: TrainConfig, mesh: Mesh) -> str:
     extras += [f"ZeRO {config.zero}"] if config.zero else []
     extras += [f"partition by {config.partition}"] if config.partition else []
     return f"{mesh.world.size}" + "".join(f", {part}" for part in [" × ".join(axes), *extras] if part)
+
+
+def facts_of(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+    """Return what a trace says of the run that it was taken from."""
+    stages = config.pp > 1
+    return {
+        "run": f"{config.model} on ranks {layout_of(config, mesh)}",
+        "cores": available_cores(),
+        "microbatches": (config.microbatches or 2 * config.pp) if stages else None,
+        "schedule": (config.schedule or "1f1b") if stages else None,
+    }
 
 
 def run_verification(config: TrainConfig, comm: Communicator) -> bool:

@@ -67,4 +67,4 @@ def config_options(
     return decorate
 
 
-_MODEL = Annotated[str, typer.Argument(help="mlp, convnet or gpt", metavar="mlp|convnet|gpt")]
+_MODEL = Annotated[str, typer.Argument(help=f"{', '.join(MODELS[:-1])} or {MODELS[-1]}", metavar="|".join(MODELS))]

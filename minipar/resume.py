@@ -37,9 +37,9 @@ from minipar.training import Job, build_model
 
 # Settings that say how a run is spread over ranks, not what it computes; and how long it is, which may grow.
 FREE = {
-    "device", "dp", "tp", "pp", "schedule", "microbatches", "chunks", "recompute", "sequence_parallel", "convolution",
-    "zero", "partition", "devices", "speeds", "memory", "aggregation", "average_every", "bucket_mb", "overlap",
-    "accumulate", "steps",
+    "device", "dp", "tp", "pp", "schedule", "microbatches", "chunks", "tiles", "recompute", "sequence_parallel",
+    "convolution", "zero", "partition", "devices", "speeds", "memory", "aggregation", "average_every", "bucket_mb",
+    "overlap", "accumulate", "steps",
 }  # fmt: skip
 
 
@@ -78,10 +78,11 @@ class Saving:
 
         agreed(comm, look)
 
-    def after(self, job: Job) -> None:
-        """Save if it is time, after a step. Collective."""
-        if job.steps_done % self.every == 0 or job.steps_done == job.config.steps:
-            self.save(job)
+    def after(self, job: Job, stopping: bool = False) -> Path | None:
+        """Save if it is time, or the run stops here; return the checkpoint's path. Collective, after a step."""
+        if stopping or job.steps_done % self.every == 0 or job.steps_done == job.config.steps:
+            return self.save(job)
+        return None
 
     def save(self, job: Job) -> Path:
         """Save now and return the checkpoint's path. Collective; call it between two steps."""

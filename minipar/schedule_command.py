@@ -110,13 +110,12 @@ def _show(name: str, timeline: Timeline, report: Report, costs: Costs, screen: C
     both = _number(costs.input + costs.weight)  # type: ignore[operator]
     screen.print(f"[bold]{_title(name, timeline)}[/]")
     screen.print(f"costs {work} (B = I + W = {both}), message {_number(costs.message)}\n")  # type: ignore[arg-type]
-    screen.print(timeline_text(timeline, screen.width), end="")
+    screen.print(timeline_text(timeline, screen.width))
     screen.print(legend({span.action.kind for spans in timeline.spans for span in spans}))
     formula = FORMULAS.get(name)
     table = Table(box=None, pad_edge=False)
     for heading in ("stage", "busy", "bubble", "live activations", "formula", "receive buffers"):
         table.add_column(heading, justify="right")
-    table.columns[4].header = formula.live_text if formula else "formula"
     for stage in range(p):
         busy, live = timeline.utilisation[stage], timeline.peak_live[stage]
         expected = str(formula.live(stage, p, m, v)) if formula else "–"
@@ -128,6 +127,8 @@ def _show(name: str, timeline: Timeline, report: Report, costs: Costs, screen: C
     facts = {"makespan": _number(timeline.makespan), "bubble": _with_percent(timeline.bubble)}
     if formula:
         facts["formula"] = _formula(name, timeline, costs)
+        same = all(n == formula.live(s, p, m, v) for s, n in enumerate(timeline.peak_live))
+        facts["live"] = f"{formula.live_text} on stage s, {'equal' if same else 'DIFFERENT'}"
     say(screen, facts)
 
 

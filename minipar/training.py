@@ -21,15 +21,29 @@ from minipar.backend import float_dtype, to_device
 from minipar.comm.interface import Communicator
 from minipar.config import STAGED_POLICIES, TrainConfig
 from minipar.data import Batch, Data, Loader, load
+from minipar.data.tiles import parse_tiles, with_patch_labels
 from minipar.errors import MiniparError
 from minipar.mesh import Mesh, resolve
-from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, Model
+from minipar.models import (
+    GPT,
+    MLP,
+    ConvNet,
+    ConvNetConfig,
+    GPTConfig,
+    MLPConfig,
+    Model,
+    PatchNet,
+    PatchNetConfig,
+)
 from minipar.parallel.distribute import Recipe, distribute
 from minipar.parallel.partition.assignment import Assignment
 from minipar.parallel.partition.devices import parse_devices, parse_memory, parse_speeds
 from minipar.parallel.partition.policies import assign, items_of
 from minipar.parallel.partition.profile import agreed_costs
+from minipar.parallel.pipeline.action import sizes as sizes_of
+from minipar.parallel.pipeline.resolve import resolve_schedule
 from minipar.parallel.strategies import Strategy, matrix_like
+from minipar.trace import DATA, OPTIMIZER, STEP, span, timed
 
 # A training that goes astray overflows; `TrainingFailed` says so, once, and NumPy's warnings add nothing.
 overflow_is_reported = np.errstate(over="ignore", invalid="ignore")
@@ -63,7 +77,10 @@ def load_data(config: TrainConfig) -> Data:
     """Return the data set that the settings name, of the kind the model reads."""
     assert config.data is not None
     kind: Any = "text" if config.model == "gpt" else "images"
-    return load(config.data, kind, seq_len=config.seq_len or 64, seed=config.seed)
+    data = load(config.data, kind, seq_len=config.seq_len or 64, seed=config.seed)
+    if config.patch is None:
+        return data
+    return with_patch_labels(data, config.patch, parse_tiles(config.tiles) if config.tiles else (1, 1))
 
 
 def build_model(config: TrainConfig, info: Any) -> Model:
@@ -79,6 +96,8 @@ def build_model(config: TrainConfig, info: Any) -> Model:
     channels, height, width = info["image_shape"]
     if config.model == "mlp":
         return MLP(MLPConfig(channels * height * width, info["classes"], c.width, c.layers, c.dropout))
+    if config.model == "patchnet":
+        return PatchNet(PatchNetConfig(channels, info["classes"], c.width, c.layers, c.patch))
     return ConvNet(ConvNetConfig(channels, min(height, width), info["classes"], c.width, c.layers, c.norm))
 
 
@@ -127,7 +146,8 @@ class Job:
             sequence_parallel=c.sequence_parallel, convolution=c.convolution or "output", zero=c.zero,
             assignment=self._assignment(), aggregation=c.aggregation, average_every=c.average_every or 1,
             bucket_mb=c.bucket_mb, overlap=c.overlap, schedule=c.schedule or "1f1b", microbatches=c.microbatches,
-            chunks=c.chunks, recompute=c.recompute, pipelined=c.pp > 1,
+            chunks=c.chunks, tiles=parse_tiles(c.tiles) if c.tiles else None, recompute=c.recompute,
+            pipelined=c.pp > 1,
         )  # fmt: skip
         self.strategy = distribute(self.model, self.mesh, recipe, seed=c.seed, dtype=c.dtype, device=c.device)
         self.optimizer = build_optimizer(config, self.strategy)
@@ -147,20 +167,25 @@ class Job:
         c: Any = self.config
         if c.partition is None:
             return None
-        devices: Any = (
-            self.comm.size if c.pp == 1 else c.pp * (c.chunks or (2 if c.schedule == "interleaved" else 1))
-        )
-        if c.devices is not None:
+        ranks = self.comm.size
+        if c.pp > 1:
+            pieces = math.prod(parse_tiles(c.tiles)) if c.tiles else c.microbatches
+            ranks = c.pp * sizes_of(resolve_schedule(self.comm, c.schedule or "1f1b", c.pp, pieces, c.chunks)).chunks
+
+        def parse() -> Any:
+            if c.devices is None:
+                return ranks
             speeds = parse_speeds(c.speeds) if c.speeds is not None else {}
             memory = parse_memory(c.memory) if c.memory is not None else None
-            devices = parse_devices(c.devices, speeds, memory, ranks=devices)
-        costs = None
+            return parse_devices(c.devices, speeds, memory, ranks=ranks)
+
+        devices, costs = agreed(self.comm, parse), None
         if c.partition in STAGED_POLICIES:
             sample = self.data.train.fetch(
                 np.arange(min(c.batch, len(self.data.train))), float_dtype(c.dtype)
             )[0]
             costs = agreed_costs(self.model, sample, self.comm, dtype=c.dtype)
-        return assign(c.partition, items_of(self.model, c.dtype), devices, costs)
+        return agreed(self.comm, lambda: assign(c.partition, items_of(self.model, c.dtype), devices, costs))
 
     def _loader(self, dataset: Any, batch: int, shuffle: bool) -> Loader:
         ranks = self.strategy.batch_ranks
@@ -247,13 +272,15 @@ class Job:
         self.model.train()
         steps = self.config.steps
         assert steps is not None
-        for batch in self.loader.steps(steps - self.steps_done):
-            self.comm.mark(step=self.steps_done + 1, phase="forward/backward")
-            loss = self.forward_backward(batch)
-            if not math.isfinite(loss):
-                raise on_every_rank(self._failure(f"the loss is {loss}"))
-            self.comm.mark(phase="update")
-            norm = self.update(batch)
+        for batch in timed(DATA, self.loader.steps(steps - self.steps_done)):
+            with span(STEP, f"step {self.steps_done + 1}"):
+                self.comm.mark(step=self.steps_done + 1, phase="forward")
+                loss = self.forward_backward(batch)
+                if not math.isfinite(loss):
+                    raise on_every_rank(self._failure(f"the loss is {loss}"))
+                self.comm.mark(phase="optimizer")
+                with span(OPTIMIZER):
+                    norm = self.update(batch)
             now = time.perf_counter()
             self.seconds_done = now - start
             yield StepRecord(self.steps_done, loss, norm, batch.samples / (now - before), self.seconds_done)

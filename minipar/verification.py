@@ -155,7 +155,7 @@ def _prepare(config: TrainConfig, data: Data | None) -> Data:
 
 def _serial(config: TrainConfig) -> TrainConfig:
     return replace(
-        config, dp=None, tp=1, pp=1, schedule=None, microbatches=None, chunks=None, recompute=False,
+        config, dp=None, tp=1, pp=1, schedule=None, microbatches=None, chunks=None, tiles=None, recompute=False,
         sequence_parallel=False, convolution=None, zero=0, partition=None,
         devices=None,
         speeds=None, memory=None, aggregation="all_reduce", average_every=None, accumulate=1, overlap=None,

@@ -11,12 +11,24 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from typing import TypeVar
 
 from minipar.comm.clock import Clock
+from minipar.comm.flight import entries, parting
 from minipar.comm.guard import Call, Journal, report
 from minipar.errors import CommunicationError, HangError, RankFailed
 
+E = TypeVar("E", bound=BaseException)
+
 THREAD_PREFIX = "minipar-"  # names of the ranks' own threads, and of their helpers
+
+
+def fresh(error: E) -> E:
+    """Return an equal exception for another rank: each carries a traceback, and notes, of its own."""
+    copy = type(error)(*error.args)
+    for note in getattr(error, "__notes__", ()):
+        copy.add_note(note)
+    return copy
 
 
 class Gate:
@@ -110,10 +122,16 @@ class Fabric:
             if self.failure is None:
                 self._set_failure(RankFailed(f"{self.journals[rank].place()}: {what}"))
 
+    def end(self, why: str) -> None:
+        """End every rank's waits, now and later, for a reason that is none of the ranks'."""
+        with self.lock:
+            if self.failure is None:
+                self._set_failure(CommunicationError(why))
+
     def raise_failure(self) -> None:
         """Raise what has failed, if anything has. A fresh exception for each rank: they carry tracebacks."""
         if self.failure is not None:
-            raise type(self.failure)(*self.failure.args)
+            raise fresh(self.failure)
 
     def _set_failure(self, failure: CommunicationError) -> None:
         self.failure = failure
@@ -123,7 +141,14 @@ class Fabric:
 
     def _hang(self, reason: str) -> None:
         states = {journal.rank: journal.state() for journal in self.journals}
-        self._set_failure(HangError(report(states, reason)))
+        self._set_failure(self.with_parting(HangError(report(states, reason))))
+
+    def with_parting(self, error: E) -> E:
+        """Return the error with a note of what the flight recorder shows, if it shows anything."""
+        note = parting({journal.rank: entries(journal) for journal in self.journals})
+        if note:
+            error.add_note(note)
+        return error
 
     def _detect_deadlock(self, raising: bool = True) -> None:
         stuck = self.live > 0 and self.blocked >= self.live and self.helping == 0

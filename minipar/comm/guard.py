@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from minipar.comm.ledger import Ledger
@@ -155,6 +155,16 @@ class Journal:
         self.waiting: Call | None = None  # the communication that the rank is inside of
         self.waiting_since = 0.0
         self.finished = False
+        self.on_move: Callable[[str], None] | None = None  # told the place whenever it changes
+
+    def move(self, step: int | None, phase: str | None) -> None:
+        """Note where the program is; what is None stays, but a new step ends the phase of the one before."""
+        if step is not None:
+            self.step, self.phase = step, phase
+        elif phase is not None:
+            self.phase = phase
+        if self.on_move is not None:
+            self.on_move(self.place())
 
     def place(self) -> str:
         """Return "rank 1", with the step and the phase where the program has told them."""

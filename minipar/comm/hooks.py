@@ -11,21 +11,29 @@ finished, and is named as that when the others have waited for the time-out.
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import signal
+import stat
 import sys
+import termios
 import threading
 import time
 import traceback
+from array import array
 from types import TracebackType
 from typing import Any
 
 from minipar.comm.guard import Journal
+from minipar.comm.monitor import DIED, Monitor
+from minipar.comm.signals import TEXTS, Signals
 from minipar.comm.watchdog import Watchdog
 from minipar.errors import MiniparError
 
 ALIKE_SECONDS = 0.5  # that the ranks have to find out that all end for the same reason
 ABORT_SECONDS = 5.0  # that MPI has to end the job before this process ends by itself
+READ_SECONDS = 2.0  # that the launcher has to read what a rank printed last
+WORD_SECONDS = 2.0  # that the monitor of a dead rank, and then mpirun, have to end the job
 
 
 class Hooks:
@@ -34,7 +42,8 @@ class Hooks:
     def __init__(self, mpi: Any, journal: Journal, timeout: float) -> None:
         self._mpi = mpi
         self._journal = journal
-        self.watchdog = Watchdog(journal, timeout, self.fail)
+        self.watchdog = Watchdog(journal, timeout, self.fail, self._rank_died)
+        self.monitor: Monitor | None = None
         self._exit_code: Any = 0
         self._exit_after: Any = None  # the last communication before sys.exit was called
         self._exit = sys.exit
@@ -43,11 +52,22 @@ class Hooks:
         sys.exit = self._exiting  # type: ignore[assignment]
         atexit.register(self._at_exit)
 
+    def connect(self) -> None:
+        """Set up what watches over the ranks. Collective."""
+        self.watchdog.connect(self._mpi.COMM_WORLD)
+        self.monitor = Monitor(self._mpi.COMM_WORLD)
+        self._journal.on_move = self.monitor.note
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            Signals(lambda: self._journal.waiting is not None, self._end_by_signal)
+
     def end_job(self, code: int) -> None:
         """End every rank with this exit code. Does not return."""
         self.watchdog.farewell("failed")
+        self._has_word()  # mpirun is about to kill the others, of which nobody need be told
         sys.stdout.flush()
         sys.stderr.flush()
+        for descriptor in (1, 2):
+            wait_until_read(descriptor, READ_SECONDS)  # MPICH's mpirun drops what it has not read by then
         # MPI_Abort needs locks that a stuck rank may hold; mpirun ends the others when this process ends.
         last_resort = threading.Timer(ABORT_SECONDS, os._exit, [code])
         last_resort.daemon = True
@@ -61,6 +81,13 @@ class Hooks:
     def fail(self, text: str) -> None:
         """Print a line about the whole job and end it."""
         print(f"minipar: {text}", file=sys.stderr)
+        self.end_job(MiniparError.exit_code)
+
+    def _rank_died(self, rank: int) -> None:
+        """End the job because a rank has gone; say so if its own monitor does not."""
+        time.sleep(WORD_SECONDS)  # once the monitor has spoken mpirun ends this process
+        if self._has_word():
+            print(f"minipar: rank {rank} died ({DIED})", file=sys.stderr)
         self.end_job(MiniparError.exit_code)
 
     def _end_after(self, reason: str, text: str, code: int, text_if_alike: str) -> None:
@@ -78,13 +105,26 @@ class Hooks:
     ) -> None:
         code = 1
         if isinstance(error, MiniparError):
-            text, code = f"{kind.__name__}: {error}", error.exit_code
-        elif issubclass(kind, KeyboardInterrupt):
-            text, code = "interrupted", 130
+            text = "\n".join([f"{kind.__name__}: {error}", *getattr(error, "__notes__", [])])
+            code = error.exit_code
+        elif kind in TEXTS:
+            self._end_by_signal(kind)
         else:
             text = "".join(traceback.format_exception(kind, error, trace)).rstrip()
         text = self._prefixed(text, thread)
         self._end_after(f"{kind.__name__}: {error}", text, code, text)
+
+    def _end_by_signal(self, kind: type[BaseException]) -> None:
+        """End the job because of a signal, which mpirun sends to all ranks: one of a host says so."""
+        text, code = TEXTS[kind]
+        alike = self.watchdog.all_end_alike(text, ALIKE_SECONDS)
+        if self._journal.rank != 0 if alike else not self._has_word():
+            time.sleep(ABORT_SECONDS)  # the other ends this process before
+        sys.stderr.write(self._prefixed(text))
+        self.end_job(code)
+
+    def _has_word(self) -> bool:
+        return self.monitor is None or self.monitor.take_word()
 
     def _prefixed(self, text: str, thread: str = "") -> str:
         place = self._journal.place() + thread
@@ -109,3 +149,17 @@ class Hooks:
             reason = f"sys.exit({code!r})"
             self._end_after(reason, self._prefixed(reason), code if isinstance(code, int) else 1, "")
         self.watchdog.wait_for_all()
+        if self.monitor is not None:
+            self.monitor.finish()
+
+
+def wait_until_read(descriptor: int, seconds: float) -> None:
+    """Return when the other end of a pipe has read all that was written to it, or after so many seconds."""
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        return
+    unread, deadline = array("i", [0]), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        fcntl.ioctl(descriptor, termios.FIONREAD, unread)
+        if unread[0] == 0:
+            return
+        time.sleep(0.001)

@@ -263,11 +263,7 @@ class Communicator(Member, ABC):
 
         What is not given stays, but a new step ends the phase of the step before.
         """
-        if step is not None:
-            self.journal.step = step
-            self.journal.phase = phase
-        elif phase is not None:
-            self.journal.phase = phase
+        self.journal.move(step, phase)
 
     def compute(self, seconds: float) -> None:
         """Declare computation of so many seconds of virtual time; in real time it takes its own time."""

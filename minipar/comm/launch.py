@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import os
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from typing import Any
 
@@ -15,19 +19,22 @@ from minipar.comm.clock import Clock
 from minipar.comm.fabric import THREAD_PREFIX, Fabric
 from minipar.comm.interface import Communicator
 from minipar.comm.rounds import Group
+from minipar.comm.slow import as_environment_says
 from minipar.comm.threads import ThreadCommunicator
 from minipar.errors import UsageError
 
 TIMEOUT = 60.0  # seconds
+INTERRUPT_SECONDS = 2.0  # that rank-threads have to end after Ctrl-C
 
 _current: ContextVar[Communicator | None] = ContextVar("minipar_world", default=None)
+_timeout: ContextVar[float] = ContextVar("minipar_timeout", default=TIMEOUT)
 
 
 def launch(
     fn: Callable[..., Any],
     ranks: int,
     *args: Any,
-    timeout: float = TIMEOUT,
+    timeout: float | None = None,
     clock: Clock | None = None,
     **kwargs: Any,
 ) -> list[Any]:
@@ -37,16 +44,17 @@ def launch(
     variables, and BLAS runs with one thread a rank meanwhile.
 
     Args:
-        timeout: seconds that one wait may take before it is a hang.
+        timeout: seconds that one wait may take before it is a hang; 60 unless `launch_timeout` says otherwise.
         clock: keep virtual time, see `Clock`.
 
     Raises:
         HangError, MismatchError: see `Communicator`.
         Exception: what the first failing rank raised, with a note that names its rank, step and phase.
+        KeyboardInterrupt: Ctrl-C came; all ranks have been ended.
     """
     if ranks < 1:
         raise UsageError(f"launch: ranks={ranks} must be one or more")
-    fabric, group = Fabric(ranks, timeout, clock), Group(range(ranks))
+    fabric, group = Fabric(ranks, _timeout.get() if timeout is None else timeout, clock), Group(range(ranks))
     results: list[Any] = [None] * ranks
     first: list[BaseException] = []
 
@@ -61,28 +69,77 @@ def launch(
             else:
                 with fabric.lock:
                     first.append(error)
-                journal = fabric.journals[rank]
-                error.add_note(f"raised on {journal.place()} (of {ranks} ranks)")
+                place = fabric.journals[rank].place()
+                error.add_note(f"raised on {place} (of {ranks} ranks)")
+                if isinstance(error, SystemExit):  # Python ends without a word about it
+                    print(f"[{place}] sys.exit({error.code!r})", file=sys.stderr)
                 fabric.fail(rank, f"{type(error).__name__}: {error}")
         fabric.finish(rank)
 
-    threads = []
-    with one_blas_thread() as controller:
-        for rank in range(ranks):
-            thread = threading.Thread(
-                target=copy_context().run, args=(run, rank), name=f"{THREAD_PREFIX}rank-{rank}", daemon=True
-            )
-            threads.append(thread)
-            thread.start()
+    def thread_of(rank: int, ended: threading.Event) -> None:
         try:
-            for thread in threads:
-                thread.join()
-        except KeyboardInterrupt:
-            fabric.fail(0, "interrupted from the keyboard")
+            run(rank)
+        except KeyboardInterrupt:  # `interrupt` struck when the rank was about to end by itself
+            return
+        finally:
+            ended.set()
+
+    threads: dict[threading.Thread, threading.Event] = {}
+    with one_blas_thread() as controller:
+        try:
+            for rank in range(ranks):
+                ended = threading.Event()
+                thread = threading.Thread(
+                    target=copy_context().run, args=(thread_of, rank, ended), name=f"{THREAD_PREFIX}rank-{rank}",
+                    daemon=True,
+                )  # fmt: skip
+                thread.start()
+                threads[thread] = ended
+            for ended in threads.values():
+                wait(ended)
+        except BaseException as error:  # Ctrl-C, for one: it comes to the thread that launched
+            error.add_note(f"at {fabric.journals[0].place()} (of {ranks} ranks)")
+            fabric.end(f"{type(error).__name__} in the thread that launched the ranks")
+            interrupt(threads)
             raise
+    for thread in threads:
+        thread.join()
     if first:
         raise first[0]
     return results
+
+
+@contextmanager
+def launch_timeout(seconds: float) -> Iterator[None]:
+    """Inside, a `launch` that states no timeout allows so many seconds a wait (a grader's are few)."""
+    token = _timeout.set(seconds)
+    try:
+        yield
+    finally:
+        _timeout.reset(token)
+
+
+def wait(ended: threading.Event) -> None:
+    """Wait for a rank's end, but let what `interrupt` raises come through meanwhile."""
+    if threading.current_thread() is threading.main_thread():
+        ended.wait()  # signals wake it
+    while not ended.wait(0.05):
+        continue
+
+
+def interrupt(threads: dict[threading.Thread, threading.Event]) -> None:
+    """Raise KeyboardInterrupt in rank-threads that compute (waits have ended already), and see them end.
+
+    One that stays in native code longer than INTERRUPT_SECONDS ends when it comes out of it.
+    """
+    deadline = time.monotonic() + INTERRUPT_SECONDS
+    for thread, ended in threads.items():
+        if not ended.is_set():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
+            )
+    for ended in threads.values():
+        ended.wait(max(deadline - time.monotonic(), 0))
 
 
 @functools.cache
@@ -113,7 +170,7 @@ def world(checks: bool | None = None) -> Communicator:
     refuse_foreign_launcher()
     from minipar.comm.mpi import mpi_world
 
-    return mpi_world(launched, checks, default_checks(), mpi_timeout())
+    return as_environment_says(mpi_world(launched, checks, default_checks(), mpi_timeout()))
 
 
 def ranks_in_environment() -> tuple[int, str] | None:

@@ -19,6 +19,7 @@ import numpy as np
 from mpi4py import MPI
 
 from minipar.backend import Array, is_gpu_array
+from minipar.comm.flight import entries, parting
 from minipar.comm.guard import Call, Journal, mismatch
 from minipar.comm.hooks import Hooks
 from minipar.comm.interface import Communicator, Work
@@ -138,14 +139,16 @@ class MPICommunicator(Communicator):
         """Raise MismatchError, with the same text on all ranks, if the signatures are not equal."""
         if check.equal():
             return
-        mine = (call.signature, str(call))
+        mine = (call.signature, str(call), entries(self.journal))
         others = [rank for rank in range(self.size) if rank != self.rank]
         sends = [self.side.isend(mine, rank, EXPLAIN_TAG) for rank in others]
-        calls = {self.members[rank]: self.side.recv(source=rank, tag=EXPLAIN_TAG) for rank in others}
+        told = {self.members[rank]: self.side.recv(source=rank, tag=EXPLAIN_TAG) for rank in others}
         MPI.Request.waitall(sends)
-        calls[self.members[self.rank]] = mine
+        told[self.members[self.rank]] = mine
         self.journal.wait_ends()
-        raise MismatchError(mismatch(calls))
+        error = MismatchError(mismatch({rank: (signature, text) for rank, (signature, text, _) in told.items()}))
+        error.add_note(parting({rank: record for rank, (_, _, record) in told.items()}) or "no record differs")
+        raise error
 
     # Lists, objects, groups ---------------------------------------------------------------------------
 
@@ -223,7 +226,7 @@ class MPICommunicator(Communicator):
         return result
 
     def abort(self, reason: str) -> None:
-        self._hooks.fail(f"{self.journal.place()}: aborted: {reason}")
+        self._hooks.watchdog.abort(f"{self.journal.place()}: aborted: {reason}")
 
     # Point to point -----------------------------------------------------------------------------------
 
@@ -283,7 +286,7 @@ def mpi_world(
                 f"{variable} says {ranks} ranks, but MPI has {comm.size}: the job's mpirun is not that of "
                 f"mpi4py's library ({library}); start it with `minipar run -n {ranks} SCRIPT`"
             )
-        hooks.watchdog.connect(comm)
+        hooks.connect()
         _world = MPICommunicator(comm.Dup(), range(comm.size), "world", journal, hooks, default)
     if checks is not None:
         _world.checks = checks

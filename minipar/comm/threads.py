@@ -9,7 +9,6 @@ Checks are always on, sends are synchronous, and reductions add in the order of 
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from minipar.backend import Array, synchronize
-from minipar.comm.fabric import THREAD_PREFIX, Fabric, Gate
+from minipar.comm.fabric import THREAD_PREFIX, Fabric, Gate, fresh
 from minipar.comm.guard import Call, mismatch
 from minipar.comm.interface import Communicator, Work
 from minipar.comm.rounds import Group, Message, Round, share
@@ -118,7 +117,7 @@ class ThreadCommunicator(Communicator):
             signature = call.signature
             if any(other.signature != signature for other in step.calls):
                 calls = {self.members[r]: (other.signature, str(other)) for r, other in enumerate(step.calls)}
-                step.error = MismatchError(mismatch(calls))
+                step.error = fabric.with_parting(MismatchError(mismatch(calls)))
                 fabric.open(step.ready)
                 fabric.open(step.end)
             elif fabric.clock is not None:
@@ -133,7 +132,7 @@ class ThreadCommunicator(Communicator):
         else:
             self._fabric.wait(gate, self._world_rank, call)
         if step.error is not None:
-            raise copy.copy(step.error)
+            raise fresh(step.error)
 
     # Lists, objects, groups ---------------------------------------------------------------------------
 
@@ -184,7 +183,8 @@ class ThreadCommunicator(Communicator):
 
     def abort(self, reason: str) -> None:
         self._fabric.fail(self._world_rank, f"aborted: {reason}")
-        raise CommunicationError(f"{self.journal.place()}: aborted: {reason}")
+        error = CommunicationError(f"{self.journal.place()}: aborted: {reason}")
+        raise self._fabric.with_parting(error)
 
     # Point to point -----------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from minipar.comm.flight import entries, parting
 from minipar.comm.guard import Journal, numbered, report
 
 CONNECT_SECONDS = 10.0  # to set up the connections
@@ -60,18 +61,28 @@ class Line:
 
 
 class Watchdog:
-    """The service of one rank. `fail(text)` prints a line and ends the job; it never returns."""
+    """The service of one rank.
 
-    def __init__(self, journal: Journal, timeout: float, fail: Callable[[str], None]) -> None:
+    Args:
+        fail: prints a line and ends the job; it never returns.
+        lost: ends the job because of the rank whose connection broke; it never returns either.
+    """
+
+    def __init__(
+        self, journal: Journal, timeout: float, fail: Callable[[str], None], lost: Callable[[int], None]
+    ) -> None:
         self.journal = journal
         self.timeout = timeout
         self._fail = fail
+        self._lost = lost
         self._lines: dict[int, Line] = {}  # rank 0: to every other rank; elsewhere: to rank 0
         self._gone: set[int] = set()  # ranks that said farewell
         self._answers: dict[int, str] = {}
+        self._records: dict[int, list[Any]] = {}  # the flight recorders of those who answered
         self._ends: dict[int, str] = {}  # why ranks end, where it is an error
         self._asked_at: float | None = None
         self._reason = ""
+        self._hangs = True  # what is asked about: a hang, or an abort
         self._all_finished = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="minipar-watchdog", daemon=True)
 
@@ -146,23 +157,25 @@ class Watchdog:
         if messages is None:
             del self._lines[rank]
             if rank not in self._gone and not self._all_finished.is_set():
-                self._fail(f"rank {rank} died (killed, or crashed in native code)")
+                self._lost(rank)
             return
         for message in messages:
             if "ask" in message:
-                self._lines[rank].send(state=self.journal.state())
+                self._lines[rank].send(state=self.journal.state(), record=entries(self.journal))
             elif "overdue" in message:
                 self._ask(message["overdue"])
+            elif "abort" in message:
+                self._ask(message["abort"], hangs=False)
             elif "ends" in message:
                 self._gone.add(rank)
                 self._note_end(rank, message["ends"])
             elif "farewell" in message:
                 self._gone.add(rank)
                 if message["farewell"] == "finished":
-                    self._answers[rank] = message["state"]
+                    self._note_answer(rank, message)
                     self._let_go_if_all_finished()
             elif "state" in message:
-                self._answers[rank] = message["state"]
+                self._note_answer(rank, message)
             elif "released" in message:
                 self._gone.add(rank)
                 self._all_finished.set()
@@ -180,9 +193,12 @@ class Watchdog:
         else:
             self._fail(report({self.journal.rank: self.journal.state()}, reason))
 
-    def _ask(self, reason: str) -> None:
+    def _note_answer(self, rank: int, message: dict[str, Any]) -> None:
+        self._answers[rank], self._records[rank] = message["state"], message["record"]
+
+    def _ask(self, reason: str, hangs: bool = True) -> None:
         if self._asked_at is None:
-            self._asked_at, self._reason = time.monotonic(), reason
+            self._reason, self._hangs, self._asked_at = reason, hangs, time.monotonic()
             for line in self._lines.values():
                 line.send(ask=True)
 
@@ -194,7 +210,17 @@ class Watchdog:
             return
         for rank in range(self.journal.size):
             states.setdefault(rank, "does not answer")
-        self._fail("HangError: " + report(states, self._reason))
+        said = "HangError: " + report(states, self._reason) if self._hangs else self._reason
+        self._fail("\n".join(filter(None, [said, parting({0: entries(self.journal), **self._records})])))
+
+    def abort(self, text: str) -> None:
+        """End the job for a reason of the program's own, once the ranks have told what they were doing."""
+        if self.journal.rank == 0:
+            self._ask(text, hangs=False)
+        elif self._lines:
+            self._lines[0].send(abort=text)
+        time.sleep(2 * ANSWER_SECONDS)  # rank 0 ends this process before
+        self._fail(text)
 
     # The end ------------------------------------------------------------------------------------------
 
@@ -202,7 +228,7 @@ class Watchdog:
         """Tell rank 0 that this rank's end ("finished" or "failed") is its own doing."""
         self._gone.add(0)
         if self.journal.rank != 0 and self._lines:
-            self._lines[0].send(farewell=kind, state=self.journal.state())
+            self._lines[0].send(farewell=kind, state=self.journal.state(), record=entries(self.journal))
 
     def all_end_alike(self, text: str, seconds: float) -> bool:
         """Return whether, within so many seconds, every rank ends for the reason that `text` gives."""

@@ -1,7 +1,7 @@
 """The recipe: a serial model and a mesh in, the same model distributed out.
 
     mesh = Mesh(minipar.world(), dp=2, tp=2)
-    strategy = distribute(model, mesh, seed=0, zero=1)
+    strategy = distribute(model, mesh, Recipe(zero=1), seed=0)
 
 Order matters and is the same for every combination: first layers are cut (tensor parallelism decides what a
 rank's parameters *are*), then values come to be, each rank drawing its own slices, and last the ranks that
@@ -10,17 +10,22 @@ share the batch agree on how to sum gradients (data parallelism, ZeRO, owners, o
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from minipar.agreement import agreed
+from minipar.data.tiles import check_tiles
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import Model
 from minipar.parallel.partition.assignment import Assignment
 from minipar.parallel.partition.policies import by_cost, items_of
+from minipar.parallel.pipeline.action import Schedule, sizes
 from minipar.parallel.pipeline.executor import Executor
-from minipar.parallel.pipeline.schedules import build_schedule
-from minipar.parallel.pipeline.stage import Stage
+from minipar.parallel.pipeline.resolve import resolve_schedule
+from minipar.parallel.pipeline.stage import Stage, check_cuts
 from minipar.parallel.strategies import (
     AveragedParameters,
     ByOwner,
@@ -49,12 +54,14 @@ class Recipe:
         aggregation: "all_reduce", "master", or "local" (parameter averaging).
         average_every: steps between averages, for "local".
         bucket_mb, overlap: see `DataParallel`.
-        schedule: of the pipeline over mesh.pp, a name in `pipeline.schedules`.
-        microbatches: pieces of each part of the batch in a pipeline; by default twice the stages.
+        schedule: of the pipeline over mesh.pp: a name in `pipeline.schedules`, a CSV file, or lists of actions.
+        microbatches: pieces of each part of the batch in a pipeline; by default twice the stages, or what a
+            schedule that is no name says.
         chunks: virtual stages a rank, for the interleaved schedule.
+        tiles: (rows, columns) of tiles that images are cut into, to be the microbatches of the pipeline.
         recompute: keep each block's input only, and run its forward again in backward.
-        pipelined: run mesh.pp as a pipeline with this schedule, cut as `assignment` says or by cost; otherwise an
-            assignment with stages runs them one after another.
+        pipelined: whether an assignment with stages is run as a pipeline with this schedule, or its stages one
+            after another; without such an assignment mesh.pp is a pipeline, cut by size.
     """
 
     plan: Plan | None = None
@@ -66,11 +73,17 @@ class Recipe:
     average_every: int = 1
     bucket_mb: float = 4.0
     overlap: bool | None = None
-    schedule: str = "1f1b"
+    schedule: str | Schedule = "1f1b"
     microbatches: int | None = None
     chunks: int | None = None
+    tiles: tuple[int, int] | None = None
     recompute: bool = False
     pipelined: bool = False
+
+    def is_pipeline(self, mesh: Mesh) -> bool:
+        """Whether mesh.pp is run as a pipeline."""
+        staged = self.assignment is not None and self.assignment.stages is not None
+        return self.pipelined if staged else mesh.pp.size > 1
 
     def check(self, mesh: Mesh) -> None:
         """Refuse combinations that cannot be, or that nobody has given a meaning.
@@ -95,13 +108,28 @@ class Recipe:
             raise UsageError(
                 f"aggregation {self.aggregation} is for data parallelism alone, not with a pipeline"
             )
-        if self.assignment is not None and not (self.assignment.stages is not None and self.pipelined):
+        staged = self.assignment is not None and self.assignment.stages is not None
+        if mesh.pp.size > 1 and self.assignment is not None and not staged:
+            raise UsageError(
+                f"partition by {self.assignment.policy} with a pipeline is refused: it places parameters, not"
+                " whole blocks; use cost or devices, or leave it out"
+            )
+        if self.tiles is not None and not self.is_pipeline(mesh):
+            raise UsageError("tiles are the microbatches of a pipeline: give --pp above 1")
+        if self.tiles is not None and mesh.tp.size > 1:
+            raise UsageError("tiles with tensor parallelism are refused: no plan cuts a layer of such a model")
+        if self.tiles is not None and self.microbatches not in (None, math.prod(self.tiles)):
+            raise UsageError(
+                f"{self.microbatches} microbatches and {self.tiles[0]} × {self.tiles[1]} tiles: tiles are the"
+                f" microbatches, {math.prod(self.tiles)} of them; leave --microbatches out"
+            )
+        if self.assignment is not None and not (staged and self.pipelined):
             if mesh.tp.size > 1 or self.zero or self.aggregation != "all_reduce":
                 raise UsageError(
                     "a partition policy lays out whole parameters itself: not with tensor parallelism, ZeRO or"
                     " another aggregation"
                 )
-            if self.recompute and self.assignment.stages is not None:
+            if self.recompute and staged:
                 raise UsageError(
                     "layer parallelism runs its blocks itself and does not recompute; a pipeline does"
                 )
@@ -123,18 +151,14 @@ def distribute(
         seed, dtype, device: of the initialisation; any layout starts from the serial one, bitwise.
 
     Raises:
-        UsageError: a combination or a size that cannot be; before anything is sent.
+        UsageError: a combination or a size that cannot be, or a mistake in a schedule; on every rank.
+        DataError: a schedule's file that cannot be read; on every rank.
     """
-    recipe = recipe or Recipe()
-    recipe.check(mesh)
-    if mesh.tp.size > 1:
-        plan = recipe.plan or default_plan(
-            model, sequence_parallel=recipe.sequence_parallel, convolution=recipe.convolution
-        )
-        parallelize(model, mesh.tp, plan)
+    recipe = Recipe() if recipe is None else recipe
+    agreed(mesh.world, functools.partial(_cut_layers, model, mesh, recipe))
     if recipe.recompute:
         recompute_blocks(model)
-    if recipe.pipelined:
+    if recipe.is_pipeline(mesh):
         return _pipeline(model, mesh, recipe, seed, dtype, device)
     if recipe.assignment is not None and recipe.assignment.stages is not None:
         return Layers(model, mesh.pp, recipe.assignment, seed, dtype, device)
@@ -158,15 +182,25 @@ def distribute(
     )
 
 
+def _cut_layers(model: Model, mesh: Mesh, recipe: Recipe) -> None:
+    """Refuse what cannot be, and cut layers over mesh.tp. Nothing is sent."""
+    recipe.check(mesh)
+    if recipe.tiles is not None:
+        check_tiles(model, recipe.tiles)
+    if mesh.tp.size > 1:
+        plan = recipe.plan or default_plan(
+            model, sequence_parallel=recipe.sequence_parallel, convolution=recipe.convolution
+        )
+        parallelize(model, mesh.tp, plan)
+
+
 def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, device: str) -> Strategy:
     """Cut the model into stages, distribute this rank's stage over mesh.dp, and put the executor on top."""
     stages = mesh.pp.size
-    microbatches = recipe.microbatches or 2 * stages
-    schedule = build_schedule(recipe.schedule, stages, microbatches, recipe.chunks)
-    chunks = 1 + max(action.chunk for actions in schedule for action in actions)
-    assignment = recipe.assignment or by_cost(items_of(model, dtype), stages * chunks)
-    assert assignment.stages is not None
-    stage = Stage(model, mesh.pp, assignment.stages)
+    microbatches = math.prod(recipe.tiles) if recipe.tiles is not None else recipe.microbatches
+    schedule = resolve_schedule(mesh.world, recipe.schedule, stages, microbatches, recipe.chunks)
+    cuts = agreed(mesh.world, lambda: _cuts(model, recipe, stages, sizes(schedule).chunks, dtype))
+    stage = Stage(model, mesh.pp, cuts)
     inner: Strategy
     if recipe.zero:
         inner = Sharded(
@@ -179,7 +213,21 @@ def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
             inner = Replicas(stage, mesh.dp, mesh.tp, bucket_mb=recipe.bucket_mb, overlap=recipe.overlap)
     announce = _announce_sequence if recipe.sequence_parallel else lambda inputs: None
     executor = Executor(stage, model, mesh.pp, schedule, recompute=recipe.recompute, announce=announce)
-    return Pipelined(inner, stage, model, executor)
+    return Pipelined(inner, stage, model, executor, recipe.tiles)
+
+
+def _cuts(model: Model, recipe: Recipe, stages: int, chunks: int, dtype: str) -> list[range]:
+    """Return the blocks of each virtual stage, as the assignment says or balanced by size."""
+    if len(model.blocks) < stages * chunks:
+        each = f" of {chunks} chunks" if chunks > 1 else ""
+        raise UsageError(
+            f"pipeline: {len(model.blocks)} blocks cannot fill {stages} stages{each}, each needs one at least;"
+            f" use at most {len(model.blocks) // chunks} stages, or more layers"
+        )
+    assignment = recipe.assignment or by_cost(items_of(model, dtype), stages * chunks)
+    assert assignment.stages is not None
+    check_cuts(model, assignment.stages, stages)
+    return list(assignment.stages)
 
 
 def _announce_sequence(ids: Any) -> None:

@@ -8,31 +8,9 @@ from typing import Any
 import pytest
 
 import minipar
-from minipar.config import VERIFY_DEFAULTS, TrainConfig
 from minipar.errors import UsageError
 from minipar.training import Job
-from minipar.verification import Report, verify
-
-GPT = dict(model="gpt", seq_len=6, width=16, layers=6, heads=2, batch=9)
-SIZES: dict[str, dict[str, Any]] = {
-    "gpt": GPT,
-    "untied": {**GPT, "tied": False},
-    "mlp": dict(model="mlp", width=12, layers=8, batch=9),
-    "convnet": dict(model="convnet", width=8, layers=6, batch=9),
-}
-
-
-def settings(kind: str, **options: Any) -> TrainConfig:
-    fixed = dict(optimizer="sgd", dtype="float64", device="cpu", steps=2)
-    return TrainConfig(**{**fixed, **SIZES[kind], **options}).resolved(VERIFY_DEFAULTS)
-
-
-def prove(ranks: int, kind: str, **options: Any) -> Report:
-    config = settings(kind, **options)
-    report = minipar.launch(lambda: verify(config, minipar.world()), ranks, timeout=30)[0]
-    assert report.holds, (ranks, kind, options, report)
-    return report
-
+from tests.pipeline.runs import prove, settings
 
 SCHEDULES = ("naive", "gpipe", "1f1b", "zb-h1", "interleaved")
 
@@ -69,25 +47,6 @@ def test_layouts_of_eight_ranks(dp: int, pp: int, tp: int, zero: int, schedule: 
     sizes = dict(layers=16 if pp > 2 else 4, heads=8, width=16, batch=6, seq_len=4, steps=1)
     options = dict(schedule=schedule, microbatches=pp * 2) if schedule else {}
     prove(8, "gpt", dp=dp, pp=pp, tp=tp, zero=zero, sequence_parallel=tp == 2, **sizes, **options)
-
-
-def test_live_microbatches_are_bounded() -> None:
-    """1F1B holds at most min(m, p - s) microbatches on stage s, GPipe all m, ZB-H1 min(m, p) until W."""
-    p, m = 4, 7
-
-    def peak(schedule: str) -> list[int]:
-        config = settings("gpt", pp=p, schedule=schedule, microbatches=m)
-
-        def run() -> int:
-            job = Job(config, minipar.world())
-            job.forward_backward(next(iter(job.loader)))
-            return job.strategy.executor.peak_live  # type: ignore[attr-defined]
-
-        return minipar.launch(run, p, timeout=30)
-
-    assert peak("1f1b") == [min(m, p - s) for s in range(p)]
-    assert peak("gpipe") == [m] * p
-    assert max(peak("zb-h1")) <= min(m, p)
 
 
 def test_a_stage_that_raises_is_named() -> None:

@@ -34,6 +34,7 @@ from minipar.nn.init import Constant
 from minipar.parallel.partition.assignment import Assignment
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
+from minipar.trace import BACKWARD, FORWARD, span
 
 
 class LayerParallel:
@@ -156,8 +157,9 @@ class LayerParallel:
         else:
             x = Tensor(inputs) if inputs.dtype.kind == "f" else inputs  # ids carry no gradient
         y = x
-        for block in self.blocks:
-            y = block(y)
+        with span(FORWARD):
+            for block in self.blocks:
+                y = block(y)
         if not self.is_last:
             self.comm.send(y.data, self.comm.rank + 1)
         return x, y
@@ -173,14 +175,17 @@ class LayerParallel:
         self.model.zero_grad()
         x, y = self._forward(inputs)
         total = np.zeros(1)
+        self.comm.mark(phase="backward")
         if self.is_last:
             loss = self.model.loss(y, targets)
-            (loss / count).backward()
+            with span(BACKWARD):
+                (loss / count).backward()
             total[0] = loss.item()
         else:
             g = self.comm.recv(self.comm.rank + 1)
             if y.requires_grad:  # not so if nothing up to here is trained
-                y.backward(g)
+                with span(BACKWARD):
+                    y.backward(g)
         if not self.is_first:
             self.comm.send(x.grad, self.comm.rank - 1)
         self._sum_tied()

@@ -9,6 +9,7 @@ Order within the package:
     schedules      naive, GPipe, 1F1B, interleaved 1F1B, ZB-H1
     formulas       what the papers say of these
     text           schedules as CSV, to be written by hand
+    resolve        which of all these a pipeline runs
     stage          what one rank holds of the model
     executor       the one loop that runs any schedule
 """
@@ -17,6 +18,7 @@ from minipar.parallel.pipeline.action import Action, Schedule
 from minipar.parallel.pipeline.checker import Problem, Report, check, checked
 from minipar.parallel.pipeline.communication import must_not_block, with_communication
 from minipar.parallel.pipeline.formulas import FORMULAS
+from minipar.parallel.pipeline.resolve import resolve_schedule
 from minipar.parallel.pipeline.schedules import SCHEDULES, build_schedule
 from minipar.parallel.pipeline.simulator import Costs, Span, Timeline, simulate, timeline
 from minipar.parallel.pipeline.text import from_csv, read_csv, to_csv, write_csv
@@ -37,6 +39,7 @@ __all__ = [
     "from_csv",
     "must_not_block",
     "read_csv",
+    "resolve_schedule",
     "simulate",
     "timeline",
     "to_csv",

@@ -43,6 +43,7 @@ from minipar.parallel.pipeline.stage import Stage
 from minipar.recompute import recompute
 from minipar.tape import Backward, Deferred, Edge, no_grad, run_deferred
 from minipar.tensor import Tensor
+from minipar.trace import ACTION, add_span
 
 AHEAD = 2  # receives are posted before this many computing actions that come earlier
 
@@ -129,6 +130,7 @@ class Executor:
         self.spans = []
         posted = 0
         for i, action in enumerate(self.actions):
+            self.pp.mark(phase=str(action))
             posted = self._post_receives(i, posted)
             if action.kind in COMPUTE:
                 self._compute(action)
@@ -212,7 +214,9 @@ class Executor:
             self.outgoing[("F" if action.kind == "F" else "B", action.chunk, action.microbatch)] = result
         if self.declare is not None:
             self.pp.compute(self.declare(action))
-        self.spans.append(Span(action, start, self.pp.now()))
+        end = self.pp.now()
+        self.spans.append(Span(action, start, end))
+        add_span(ACTION, f"{action.kind}{action.microbatch}", start, end, stage=here)
 
     def _forward(self, action: Action, here: int, arrived: Array | None) -> Array | None:
         """Run a chunk's blocks; return what the next stage needs."""

@@ -41,7 +41,8 @@ class Stage(Module):
         self.blocks = [block for chunk in self.chunks for block in chunk]
         here = {id(p) for block in self.blocks for p in block.parameters()}
         self.held = {name: p for name, p in model.named_parameters() if id(p) in here}
-        users = {name: _ranks_using(p, model, cuts, pp.size) for name, p in model.named_parameters()}
+        ranks_of = _ranks_using(model, cuts, pp.size)
+        users = {name: ranks_of[id(p)] for name, p in model.named_parameters()}
         self.owned = {name for name in self.held if users[name][0] == pp.rank}
         self.tied: list[tuple[Parameter, Communicator]] = []
         for name, ranks in users.items():
@@ -115,11 +116,13 @@ def check_cuts(model: Model, cuts: Sequence[range], ranks: int) -> None:
         )
 
 
-def _ranks_using(p: Parameter, model: Model, cuts: Sequence[range], ranks: int) -> list[int]:
-    """Return the ranks whose blocks use a parameter, the rank of its first use first."""
-    found: list[int] = []
+def _ranks_using(model: Model, cuts: Sequence[range], ranks: int) -> dict[int, list[int]]:
+    """Return, by the id of each parameter, the ranks whose blocks use it, the rank of its first use first."""
+    found: dict[int, list[int]] = {}
     for k, cut in enumerate(cuts):
         for block in model.blocks[cut.start : cut.stop]:
-            if k % ranks not in found and any(q is p for q in block.parameters()):
-                found.append(k % ranks)
+            for p in block.parameters():
+                users = found.setdefault(id(p), [])
+                if k % ranks not in users:
+                    users.append(k % ranks)
     return found

@@ -94,7 +94,7 @@ def from_csv(text: str, name: str = "schedule") -> list[list[Action]]:
 
 
 def _located(problem: Problem, columns: list[list[int]], stages: int) -> str:
-    row = f"row {problem.stage + 1}"
+    row = f"row {problem.stage + 1} (stage {problem.stage})"
     if problem.position is not None:
         row += f", column {columns[problem.stage][problem.position]}"
     return f"{row}: {action_text(problem.action, stages)}: {problem.reason}"
@@ -108,15 +108,19 @@ def write_csv(schedule: Schedule, path: Path) -> None:
         raise DataError(f"{path} cannot be written: {error.strerror}") from None
 
 
+def read_text(path: Path) -> str:
+    """Return the text of a CSV file. Raises DataError for a file that cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a byte order mark
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no text file; a schedule is CSV, one line a stage, as 0F0,0B0") from None
+
+
 def read_csv(path: Path) -> list[list[Action]]:
     """Return the schedule in a file, checked as by `from_csv`.
 
     Raises DataError for a file that cannot be read, UsageError with row, column and reason of a mistake.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin a file with a byte order mark
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no text file; a schedule is CSV, one line a stage, as 0F0,0B0") from None
-    return from_csv(text, str(path))
+    return from_csv(read_text(path), str(path))

@@ -25,6 +25,7 @@ from minipar.parallel.placement import is_sharded
 from minipar.parallel.region import Region
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
+from minipar.trace import BACKWARD, FORWARD, span
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,12 @@ class Strategy:
             count: valid targets of the global batch, over the loss scale where there is one.
         """
         with self.waiting(last):
-            loss = self.model.loss(self.run(batch.inputs), batch.targets)
-            (loss / count).backward()
+            self.batch_ranks.mark(phase="forward")
+            with span(FORWARD):
+                loss = self.model.loss(self.run(batch.inputs), batch.targets)
+            self.batch_ranks.mark(phase="backward")
+            with span(BACKWARD):
+                (loss / count).backward()
         return loss.item()
 
     def finish_gradients(self) -> None:

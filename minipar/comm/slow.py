@@ -1,0 +1,267 @@
+"""A communicator behind a slower network: one machine imitates several that are far apart.
+
+    minipar run -n 2 --latency 1ms --bandwidth 100MB/s train gpt --pp 2
+
+Every message arrives α + βn seconds after it was sent, at the earliest, and a collective ends that much after
+its last rank began it as `Clock.collective` says. Nothing waits on the way: a rank that computes meanwhile
+finds the message there, so what a program hides behind computation is hidden here, too. Time is that of the
+machine's one monotonic clock, so all ranks must be on it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minipar.backend import Array
+from minipar.comm.clock import Clock
+from minipar.comm.guard import Call
+from minipar.comm.interface import Communicator, Work
+from minipar.comm.ledger import Ledger
+from minipar.errors import UsageError
+
+LATENCY, BANDWIDTH = "MINIPAR_LATENCY", "MINIPAR_BANDWIDTH"
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+BYTES = {"B/s": 1.0, "kB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9}
+
+
+class SlowCommunicator(Communicator):
+    """`inner` behind a network of `clock.alpha` seconds a message and `clock.beta` seconds a byte.
+
+    All ranks of a group wrap it at the same point of the program; what is split from it is as slow. Collectives
+    of one group follow each other on the wire, messages do not slow each other (as in the pipeline simulator
+    and in virtual time). The ledger counts what the program asked for, not the time stamps sent along.
+    """
+
+    def __init__(self, inner: Communicator, clock: Clock) -> None:
+        super().__init__(inner.rank, inner.members, inner.name, inner.journal)
+        self.inner, self.clock = inner, clock
+        self._number = inner._number  # calls are numbered here from now on
+        stamps = inner.split(0, name="slow")
+        assert stamps is not None
+        stamps.ledger = Ledger()
+        self.stamps = stamps
+        self.busy_until = 0.0  # when the wire is free for this group's next collective
+        self._queue: deque[SlowCollective] = deque()  # whose end is not known yet, in the order of issue
+
+    # Collectives --------------------------------------------------------------------------------------
+
+    def _after(self, call: Call, nbytes: int, operation: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a blocking operation and return its result when it would have arrived."""
+        began = np.array([time.monotonic()])
+        self.settle()
+        result = operation(call, *arguments)
+        latest = float(self.stamps.all_reduce_(began, op="max")[0])
+        sleep_until(self.ends(call, nbytes, latest))
+        return result
+
+    def ends(self, call: Call, nbytes: int, latest: float) -> float:
+        """Return when a collective ends that its last rank began at `latest`; the wire is taken until then."""
+        self.busy_until = max(latest, self.busy_until) + self.clock.collective(call.operation, nbytes, self.size)
+        return self.busy_until
+
+    def settle(self, until: SlowCollective | None = None) -> None:
+        """Find out when the collectives under way end: all, or those up to one; in their order."""
+        while self._queue and (until is None or until in self._queue):
+            self._queue.popleft().settle()
+
+    def _collective(self, call: Call, x: Array, out: Array | None) -> None:
+        self._after(call, _size(call, x, out), self.inner._collective, x, out)
+
+    def _start(self, call: Call, x: Array, out: Array) -> Work:
+        stamp = self.stamps.all_reduce_async_(np.array([time.monotonic()]), op="max")
+        work = SlowCollective(self, call, _size(call, x, out), self.inner._start(call, x, out), stamp)
+        self._queue.append(work)
+        return work
+
+    def _gather(self, call: Call, x: Array) -> list[Array] | None:
+        parts: list[Array] | None = self._after(call, x.nbytes, self.inner._gather, x)
+        return parts
+
+    def _scatter(self, call: Call, parts: Sequence[Array] | None) -> Array:
+        largest = max((part.nbytes for part in parts or ()), default=0)
+        size = int(self.stamps.all_reduce_(np.array([largest]), op="max")[0])  # known to the root alone
+        return self._after(call, size, self.inner._scatter, parts)
+
+    def _all_to_all(self, call: Call, parts: Sequence[Array]) -> list[Array]:
+        mine = sum(part.nbytes for part in parts)
+        size = int(self.stamps.all_reduce_(np.array([mine]), op="max")[0])
+        received: list[Array] = self._after(call, size, self.inner._all_to_all, parts)
+        return received
+
+    def _barrier(self, call: Call) -> None:
+        self._after(call, 0, self.inner._barrier)
+
+    def _broadcast_object(self, call: Call, obj: Any) -> Any:
+        return self._after(call, 0, self.inner._broadcast_object, obj)
+
+    def _all_gather_object(self, call: Call, obj: Any) -> list[Any]:
+        objects: list[Any] = self._after(call, 0, self.inner._all_gather_object, obj)
+        return objects
+
+    def _split(self, call: Call, color: int | None, key: int, prefix: str) -> Communicator | None:
+        part = self._after(call, 0, self.inner._split, color, key, prefix)
+        return part if part is None or part.size == 1 else SlowCommunicator(part, self.clock)
+
+    # Messages -----------------------------------------------------------------------------------------
+
+    def _isend(self, call: Call, x: Array) -> Work:
+        arrival = np.array([time.monotonic() + self.clock.message(x.nbytes)])
+        stamp = self.stamps.isend(arrival, call.peer or 0, call.tag or 0)
+        return SlowSend(self.inner._isend(call, x), stamp)
+
+    def _irecv(self, call: Call, out: Array | None) -> Work:
+        stamp = self.stamps.irecv(call.peer or 0, call.tag or 0, (1,), "float64")
+        return SlowReceive(self.inner._irecv(call, out), stamp)
+
+    # Place and time -----------------------------------------------------------------------------------
+
+    def abort(self, reason: str) -> None:
+        self.inner.abort(reason)
+
+    def compute(self, seconds: float) -> None:
+        self.inner.compute(seconds)
+
+    def now(self) -> float:
+        return self.inner.now()
+
+
+def _size(call: Call, x: Array, out: Array | None) -> int:
+    """Return the bytes of the whole vector that a collective is about, as the ledger counts them."""
+    return out.nbytes if call.operation == "all_gather" and out is not None else x.nbytes
+
+
+def sleep_until(moment: float) -> None:
+    """Return at a time of the monotonic clock, without using the core until then."""
+    while (left := moment - time.monotonic()) > 0:
+        time.sleep(left)
+
+
+class SlowCollective(Work):
+    """A collective under way: the data, and the ranks' latest beginning, from which its end follows."""
+
+    def __init__(self, comm: SlowCommunicator, call: Call, nbytes: int, work: Work, stamp: Work) -> None:
+        self._comm, self._call, self._nbytes = comm, call, nbytes
+        self._work, self._stamp = work, stamp
+        self._end: float | None = None
+
+    def settle(self) -> None:
+        """Learn when this ends. Those before it are settled first (`SlowCommunicator.settle`)."""
+        self._end = self._comm.ends(self._call, self._nbytes, float(self._stamp.wait()[0]))
+
+    def wait(self) -> Any:
+        result = self._work.wait()
+        self._comm.settle(until=self)
+        assert self._end is not None
+        sleep_until(self._end)
+        return result
+
+    def done(self) -> bool:
+        moved, stamped = self._work.done(), self._stamp.done()
+        if not (moved and stamped):
+            return False
+        queue = self._comm._queue
+        while queue and queue[0]._stamp.done():
+            queue.popleft().settle()
+        return self._end is not None and time.monotonic() >= self._end
+
+
+class SlowSend(Work):
+    """A send under way. The sender is free when the message has left; only its arrival is late."""
+
+    def __init__(self, work: Work, stamp: Work) -> None:
+        self._work, self._stamp = work, stamp
+
+    def wait(self) -> Any:
+        self._stamp.wait()
+        return self._work.wait()
+
+    def done(self) -> bool:
+        stamped, sent = self._stamp.done(), self._work.done()
+        return stamped and sent
+
+
+class SlowReceive(Work):
+    """A receive under way: complete once the time stamp that came along has passed."""
+
+    def __init__(self, work: Work, stamp: Work) -> None:
+        self._work, self._stamp = work, stamp
+
+    def wait(self) -> Any:
+        arrival = float(self._stamp.wait()[0])
+        result = self._work.wait()
+        sleep_until(arrival)
+        return result
+
+    def done(self) -> bool:
+        stamped, received = self._stamp.done(), self._work.done()
+        return stamped and received and time.monotonic() >= float(self._stamp.wait()[0])
+
+
+def parse_latency(text: str) -> float:
+    """Return the seconds of "1ms", "50us" or "0.5s"."""
+    return _number(text, SECONDS, "--latency")
+
+
+def parse_bandwidth(text: str) -> float:
+    """Return the bytes a second of "100MB/s" or "1GB/s"."""
+    return _number(text, BYTES, "--bandwidth")
+
+
+def _number(text: str, units: dict[str, float], option: str) -> float:
+    found = re.fullmatch(r"([0-9.]+)\s*(\S+)", text.strip())
+    try:
+        value = float(found[1]) * units[found[2]] if found else 0.0
+    except (KeyError, ValueError):
+        value = 0.0
+    if not value > 0:
+        example = "1ms" if units is SECONDS else "100MB/s"
+        raise UsageError(f"{option} {text} must be a number above zero with a unit ({', '.join(units)}), such as {example}")
+    return value
+
+
+def network_environment(latency: str | None, bandwidth: str | None) -> dict[str, str]:
+    """Return the variables that put a job behind such a network.
+
+    Raises:
+        UsageError: no such time or bandwidth.
+    """
+    out = {}
+    if latency is not None:
+        parse_latency(latency)
+        out[LATENCY] = latency
+    if bandwidth is not None:
+        parse_bandwidth(bandwidth)
+        out[BANDWIDTH] = bandwidth
+    return out
+
+
+def network_in_environment() -> Clock | None:
+    """Return the network that `minipar run` was asked to imitate; None if it was not."""
+    latency, bandwidth = os.environ.get(LATENCY), os.environ.get(BANDWIDTH)
+    if not latency and not bandwidth:
+        return None
+    return Clock(
+        parse_latency(latency) if latency else 0.0, 1 / parse_bandwidth(bandwidth) if bandwidth else 0.0
+    )
+
+
+def as_environment_says(comm: Communicator) -> Communicator:
+    """Return `comm`, behind the network that MINIPAR_LATENCY and MINIPAR_BANDWIDTH describe if they are set.
+
+    The same object each time. The first call is collective.
+    """
+    clock = network_in_environment()
+    return comm if clock is None or comm.size == 1 else _behind(comm, clock)
+
+
+@functools.cache
+def _behind(comm: Communicator, clock: Clock) -> Communicator:
+    return SlowCommunicator(comm, clock)

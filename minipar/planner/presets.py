@@ -1,0 +1,84 @@
+"""Machines by name, from data sheets: `preset("a100-80gb")`, `preset("h100", network="ethernet-100")`.
+
+Data sheets give peaks, and a program reaches a part of them. The parts here are those with which the cost model
+meets the smallest and the largest of the ten runs that Narayanan et al. 2021 published in table 1 (`fit`; the
+test of that table shows how far off it is for the other eight). A machine at hand is measured by
+`minipar calibrate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minipar.errors import UsageError
+from minipar.planner.machine import Link, Machine, Rate
+
+REACHED_MATMUL, REACHED_MEMORY, REACHED_LINK = 0.75, 0.70, 0.80
+TENSOR_CORE_TILE, TENSOR_CORE_RAMP = 64, 64.0
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU's data sheet: operations a second, bytes, bytes a second; the link inside a node, one direction."""
+
+    source: str
+    float16: float
+    float32: float
+    float64: float
+    memory: float
+    bandwidth: float
+    link: float
+    node_ranks: int = 8
+
+
+GPUS: dict[str, Gpu] = {
+    # float16 with tensor cores, dense; float32 with TF32 tensor cores where there are any. NVLink 2 of V100:
+    # 300 GB/s in both directions together, NVLink 3 of A100: 600, NVLink 4 of H100: 900.
+    "v100-32gb": Gpu("NVIDIA V100 data sheet (SXM2)", 125e12, 15.7e12, 7.8e12, 32 * GIB, 900e9, 150e9),
+    "a100-40gb": Gpu("NVIDIA A100 data sheet (SXM4)", 312e12, 156e12, 19.5e12, 40 * GIB, 1555e9, 300e9),
+    "a100-80gb": Gpu("NVIDIA A100 data sheet (SXM4)", 312e12, 156e12, 19.5e12, 80 * GIB, 2039e9, 300e9),
+    "h100-80gb": Gpu("NVIDIA H100 data sheet (SXM5)", 989e12, 494e12, 67e12, 80 * GIB, 3350e9, 450e9),
+    "h200-141gb": Gpu("NVIDIA H200 data sheet (SXM5)", 989e12, 494e12, 67e12, 141e9, 4800e9, 450e9),
+    # Without NVLink a node's GPUs share PCI Express 4.0 × 16: 32 GB/s one way.
+    "a100-pcie": Gpu("NVIDIA A100 data sheet (PCIe)", 312e12, 156e12, 19.5e12, 80 * GIB, 1935e9, 32e9),
+}  # fmt: skip
+
+NETWORKS: dict[str, tuple[float, float, str]] = {
+    # Bytes a second a rank in one direction, seconds a message as an NCCL or MPI program sees it, source.
+    "infiniband-hdr": (25e9, 5e-6, "InfiniBand HDR: 200 Gbit/s a port, a port a GPU as in DGX A100"),
+    "infiniband-ndr": (50e9, 5e-6, "InfiniBand NDR: 400 Gbit/s a port, a port a GPU as in DGX H100"),
+    "infiniband-edr": (12.5e9, 5e-6, "InfiniBand EDR: 100 Gbit/s a port"),
+    "ethernet-100": (12.5e9 / 8, 30e-6, "100 Gbit/s Ethernet a node, shared by 8 GPUs"),
+    "ethernet-10": (1.25e9 / 8, 50e-6, "10 Gbit/s Ethernet a node, shared by 8 GPUs"),
+}
+
+NVLINK_ALPHA = 3e-6  # seconds a message within a node, kernel launch included
+USUAL_NETWORK = {"h100-80gb": "infiniband-ndr", "h200-141gb": "infiniband-ndr", "v100-32gb": "infiniband-edr"}
+
+
+def preset(name: str, network: str | None = None) -> Machine:
+    """Return a machine of these GPUs, 8 to a node, on this network (by default the usual one for them).
+
+    Raises:
+        UsageError: an unknown GPU or network; names those there are.
+    """
+    if name not in GPUS:
+        raise UsageError(
+            f"machine {name!r} is neither a file nor a preset; presets: {', '.join(GPUS)}."
+            " For this machine: minipar calibrate"
+        )
+    network = network or USUAL_NETWORK.get(name, "infiniband-hdr")
+    if network not in NETWORKS:
+        raise UsageError(f"network {network!r} is unknown: use one of {', '.join(NETWORKS)}")
+    gpu, (bandwidth, alpha, source) = GPUS[name], NETWORKS[network]
+    peaks = {"float16": gpu.float16, "float32": gpu.float32, "float64": gpu.float64}
+    return Machine(
+        name=f"{name}, {network}", source=f"{gpu.source}; {source}", memory=gpu.memory,
+        bandwidth=REACHED_MEMORY * gpu.bandwidth, overhead=5e-6,
+        matmul={
+            p: Rate(peak, REACHED_MATMUL, TENSOR_CORE_TILE, TENSOR_CORE_RAMP) for p, peak in peaks.items()
+        },
+        node_ranks=gpu.node_ranks, node=Link(NVLINK_ALPHA, 1 / (REACHED_LINK * gpu.link)),
+        cluster=Link(alpha, 1 / (REACHED_LINK * bandwidth)),
+    )  # fmt: skip

@@ -1,0 +1,56 @@
+"""Records the first steps of a training run: what `minipar train --trace` adds to a run's directory.
+
+    RUN/trace.json   every rank's spans, for a trace viewer and for `minipar trace show RUN`
+    RUN/gantt.png    a typical step as a picture, a row for each rank
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from minipar.comm.interface import Communicator
+from minipar.comm.traced import TracedCommunicator
+from minipar.trace import Trace
+from minipar.trace_file import ClockedTrace, write
+from minipar.trace_picture import draw_step
+
+STEPS = 20  # what is recorded: enough to see what is typical, and a file that a browser opens at once
+
+
+class RunRecorder:
+    """One rank's recording of a run. Collective, as are its methods.
+
+    Args:
+        comm: the run's ranks; let the run use `self.comm` instead.
+        steps: how many are recorded.
+
+    Attributes:
+        trace: to be the current one while the run trains (`trace.recording`).
+    """
+
+    def __init__(self, comm: Communicator, out: Path, steps: int = STEPS):
+        self.trace = Trace(comm.now)
+        self.out, self.left, self.done = out, steps, False
+        self._clocked = ClockedTrace(self.trace, comm)
+        self.comm = TracedCommunicator(comm, self.trace) if comm.size > 1 else comm
+
+    def after_step(self, facts: dict[str, Any]) -> None:
+        """Note that a step has ended; after the last to be recorded, write the files."""
+        self.left -= 1
+        if self.left == 0:
+            self.finish(facts)
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Write the files, if they are not yet written.
+
+        Args:
+            facts: about the run, for titles and advice; see `trace_report`.
+        """
+        if self.done:
+            return
+        self.done = True
+        run = self._clocked.collect(facts)
+        if run is not None:
+            write(run, self.out / "trace.json")
+            draw_step(run, self.out / "gantt.png")

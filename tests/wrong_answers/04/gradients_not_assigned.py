@@ -1,0 +1,24 @@
+"""The result of all_reduce is dropped."""
+
+import numpy as np
+
+from minipar import Tensor
+from minipar.data import share
+
+MESSAGE = "has the gradient of its own share only"
+IGNORED = -100
+
+
+def sum_gradients(comm, model, x, y):
+    count = np.count_nonzero(y != IGNORED)
+    mine = share(len(x), comm.rank, comm.size)
+    model.zero_grad()
+    total = np.zeros(())
+    if mine.stop > mine.start:
+        loss = model.loss(model(Tensor(x[mine])), y[mine]) / count
+        loss.backward()
+        total = loss.data
+    for p in model.parameters():
+        p.grad = np.zeros_like(p.data) if p.grad is None else p.grad
+        comm.all_reduce(p.grad)
+    return float(comm.all_reduce(total))
