@@ -19,20 +19,31 @@ from minipar.trace_file import RunTrace
 from minipar.trace_report import examine
 
 
-def ours(tp: int = 1, zero: int = 0, trace: bool = True, **size: Any) -> Step:
+def ours(
+    tp: int = 1,
+    pp: int = 1,
+    zero: int = 0,
+    schedule: str = "1f1b",
+    microbatches: int | None = None,
+    tied: bool = True,
+    trace: bool = True,
+    **size: Any,
+) -> Step:
     """minipar's step by a recipe; tells which share of its time goes where (see `trace_report`).
 
     Args:
-        tp: ranks that share the layers; the others share the batch.
+        tp, pp: ranks that share the layers, and stages; the others share the batch.
+        tied: whether the head is the embedding.
         trace: whether to record.
     """
     keep_freed_memory()
     s, plain = Size(**size), minipar.world()
     recorded = Trace(plain.now)
     comm = TracedCommunicator(plain, recorded) if trace and plain.size > 1 else plain
-    model = GPT(GPTConfig(VOCAB, s.tokens, s.width, s.layers, s.heads))
-    mesh = Mesh(comm, dp=None, tp=tp)
-    strategy = distribute(model, mesh, Recipe(zero=zero, bucket_mb=8.0), seed=0)
+    model = GPT(GPTConfig(VOCAB, s.tokens, s.width, s.layers, s.heads, tied=tied))
+    mesh = Mesh(comm, dp=None, tp=tp, pp=pp)
+    recipe = Recipe(zero=zero, bucket_mb=8.0, schedule=schedule, microbatches=microbatches)
+    strategy = distribute(model, mesh, recipe, seed=0)
     optimizer = optim.AdamW([t for _, t in strategy.optimizer_tensors()], lr=1e-3)
     x, y = data_of(s, mesh.dp.rank, mesh.dp.size)
     targets = s.batch * s.tokens

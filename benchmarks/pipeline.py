@@ -200,7 +200,7 @@ def report(name: str, measured: Measured, message: float, m: int, options: argpa
         )  # fmt: skip
     screen.print(table)
     low, high = (1000 * float(runs[i].makespan) for i in (0, -1))
-    screen.print(f"error {100 * error:+.1f} %; of {len(runs)} runs the shortest took {low:.1f} ms, the longest {high:.1f} ms")
+    screen.print(f"error {100 * error:+.1f} %; {len(runs)} runs took from {low:.1f} to {high:.1f} ms")
     for what, line in (("predicted", predicted), ("measured", real)):
         screen.print(f"\n{what} (seconds)")
         screen.print(timeline_text(line, screen.width))

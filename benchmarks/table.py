@@ -53,10 +53,10 @@ def show(lines: Sequence[Line]) -> str:
     """Return the table as aligned text."""
     rows = [HEADINGS]
     for line in lines:
-        peer = "" if line.peer is None else f"{line.peer:.3g} {line.unit}"
+        peer = "" if line.peer is None else f"{line.peer:.4g} {line.unit}"
         ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
         wanted = "" if line.wanted is None else f"≥ {line.wanted:.2f}"
-        ours = f"{line.ours:.3g} {line.unit}"
+        ours = f"{line.ours:.4g} {line.unit}"
         rows.append((line.work, ours, peer, line.peer_name, ratio, wanted, line.verdict, line.note))
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     left = {0, 3, 6, 7}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ class Mlp(nn.Sequential):
     def __init__(self, inputs: int, classes: int, width: int, layers: int) -> None:
         sizes = [inputs, *[width] * (layers - 1), classes]
         parts: list[nn.Module] = []
-        for i, o in zip(sizes, sizes[1:]):
+        for i, o in pairwise(sizes):
             parts += [nn.Linear(i, o), nn.ReLU()]
         super().__init__(*parts[:-1])
 

@@ -9,8 +9,7 @@ from turns import Program, take_turns
 def measure(quick: bool) -> list[Line]:
     """Return the line of a step with trace, beside one without."""
     size = {"width": 256}
-    programs = [
-        Program("minipar", "parallel_steps:ours", {**size, "trace": trace, "zero": 2}, ranks=2) for trace in (True, False)
-    ]
+    both = [{**size, "zero": 2, "trace": trace} for trace in (True, False)]
+    programs = [Program("minipar", "parallel_steps:ours", arguments, ranks=2) for arguments in both]
     recorded, plain = take_turns(programs, 1 if quick else 12)
     return [faster("GPT width 256, ZeRO 2, trace on", recorded.seconds, plain.seconds, "trace off", 0.98)]

@@ -154,8 +154,8 @@ def train(
         "runs/last"
     ),
     checkpoint: Annotated[Path | None, typer.Option(help="save checkpoints into this directory")] = None,
-    every: Annotated[int | None, typer.Option(help="steps between checkpoints [default: 100]")] = None,
-    keep: Annotated[int | None, typer.Option(help="how many of the newest checkpoints stay [default: 3]")] = None,
+    every: Annotated[int | None, typer.Option(help="steps between checkpoints \\[default: 100]")] = None,
+    keep: Annotated[int | None, typer.Option(help="how many of the newest checkpoints stay \\[default: 3]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest of --checkpoint")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="record what every rank does in the first 20 steps")] = False,
 ) -> None:
@@ -204,6 +204,9 @@ def run(
     context: typer.Context,
     ranks: Annotated[int, typer.Option("-n", "--ranks", help="MPI ranks to start")],
     timeout: Annotated[float | None, typer.Option(help="seconds after which the job is killed")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="hosts to run on, one HOST:RANKS a line; see docs/clusters.md")
+    ] = None,
     latency: Annotated[str | None, typer.Option(help="imitate a network: time a message takes, as 1ms")] = None,
     bandwidth: Annotated[str | None, typer.Option(help="and bytes it carries, as 100MB/s")] = None,
     program: Annotated[str, typer.Argument(help="a script, or a minipar command with its options")] = "",
@@ -224,7 +227,7 @@ def run(
         if timeout is not None and not timeout > 0:
             raise UsageError(f"run: --timeout is {timeout:g}, it must be more than 0 seconds")
         commands = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} - {
-            "run", "doctor", "lessons", "start", "grade",
+            "run", "doctor", "plan", "lessons", "start", "grade",
         }  # fmt: skip
         words = [program, *context.args]
         if program == "minipar":
@@ -239,7 +242,9 @@ def run(
         env = {**os.environ, "PYTHONUNBUFFERED": "1", **network_environment(latency, bandwidth)}
         if sys.stdout.isatty():
             env[TERMINAL] = str(shutil.get_terminal_size().columns)
-        code = run_mpi(command, ranks, timeout=timeout, env=env)
+        if hostfile is not None and not hostfile.is_file():
+            raise UsageError(f"run: --hostfile {hostfile} is no file")
+        code = run_mpi(command, ranks, timeout=timeout, env=env, hostfile=str(hostfile) if hostfile else None)
     raise typer.Exit(code)
 
 
@@ -278,13 +283,13 @@ def schedule(
         str, typer.Argument(help="naive, gpipe, 1f1b, interleaved, zb-h1, or a CSV file of your own")
     ],
     stages: Annotated[
-        int | None, typer.Option("-p", "--stages", help="ranks of the pipeline [default: 4]")
+        int | None, typer.Option("-p", "--stages", help="ranks of the pipeline \\[default: 4]")
     ] = None,
     microbatches: Annotated[
-        int | None, typer.Option("-m", "--microbatches", help="pieces of the batch [default: 8]")
+        int | None, typer.Option("-m", "--microbatches", help="pieces of the batch \\[default: 8]")
     ] = None,
     chunks: Annotated[int | None, typer.Option(help="virtual stages a rank, for interleaved")] = None,
-    costs: Annotated[str | None, typer.Option(help="times F,I,W or F,I,W,message [default: 1,1,1,0]")] = None,
+    costs: Annotated[str | None, typer.Option(help="times F,I,W or F,I,W,message \\[default: 1,1,1,0]")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the schedule here, a line a stage")] = None,
     png: Annotated[Path | None, typer.Option(help="draw the timeline here")] = None,
 ) -> None:
@@ -297,6 +302,57 @@ def schedule(
     with from_command_line():
         if world().rank == 0:
             schedule_command(name, stages, microbatches, chunks, costs, csv, png)
+
+
+@app.command()
+def calibrate(
+    ranks: Annotated[int | None, typer.Option(help="MPI ranks to measure on [default: one a core]")] = None,
+    out: Annotated[Path, typer.Option(help="where to write the machine")] = Path("machine.json"),
+    png: Annotated[Path | None, typer.Option(help="draw the fit of communication times here")] = None,
+    dtype: Annotated[str, typer.Option(help="precision of the operations [float32|float64]")] = "float32",
+) -> None:
+    """Measure this machine for `minipar plan`: operations, memory, messages and collectives.
+
+    Example: minipar calibrate --ranks 2 --out machine.json --png fit.png
+    """
+    from minipar.calibrate_command import calibrate_command
+
+    with from_command_line():
+        code = calibrate_command(ranks, out, png, dtype)
+    raise typer.Exit(code)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="mlp, convnet, gpt, or a preset such as gpt-175b")],
+    machine: Annotated[str | None, typer.Option(help="a file by minipar calibrate, or a preset [default: machine.json]")] = None,
+    network: Annotated[str | None, typer.Option(help="of a preset, such as infiniband-hdr or ethernet-100")] = None,
+    ranks: Annotated[int | None, typer.Option(help="ranks in all [default: those of one node]")] = None,
+    memory: Annotated[str | None, typer.Option(help="of one rank, such as 80GiB [default: the machine's]")] = None,
+    batch: Annotated[int | None, typer.Option(help="samples in the global batch")] = None,
+    layers: Annotated[int | None, typer.Option(help="blocks of the model")] = None,
+    width: Annotated[int | None, typer.Option(help="channels")] = None,
+    heads: Annotated[int | None, typer.Option(help="attention heads")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="tokens in a sample")] = None,
+    vocab: Annotated[int | None, typer.Option(help="size of the vocabulary [default: the data's]")] = None,
+    data: Annotated[str | None, typer.Option(help="as for minipar train")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32, float64 or fp16")] = None,
+    run_top: Annotated[int | None, typer.Option(help="run the best so many layouts here, beside the prediction")] = None,
+    latency: Annotated[str | None, typer.Option(help="imitate a network: time a message takes, as 1ms")] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="and bytes it carries, as 100MB/s")] = None,
+    png: Annotated[Path | None, typer.Option(help="draw the comparison here, and the memory beside it")] = None,
+) -> None:
+    """Choose a layout: rank all that are possible, explain the best, print the command that runs it.
+
+    Example: minipar plan --model gpt-175b --machine a100-80gb --ranks 1024
+    Example: minipar plan --model gpt --ranks 2 --run-top 5
+    """
+    from minipar.plan_command import plan_command
+
+    sizes = dict(batch=batch, layers=layers, width=width, heads=heads, seq_len=seq_len, vocab=vocab, data=data)
+    with from_command_line():
+        refuse_inside_job("plan")
+        plan_command(model, machine, network, ranks, memory, precision, sizes, run_top, latency, bandwidth, png)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from minipar.config import MODELS, TrainConfig
 
@@ -16,7 +17,7 @@ from minipar.config import MODELS, TrainConfig
 def _help(name: str, metadata: Any, table: dict[str, dict[str, Any]]) -> str:
     text = metadata["help"]
     if metadata["choices"]:
-        text += f" [{'|'.join(metadata['choices'])}]"
+        text += f" [{' | '.join(metadata['choices'])}]"
     defaults = {model: table[model][name] for model in MODELS if name in table[model]}
     if defaults:
         same = len(set(map(str, defaults.values()))) == 1
@@ -24,7 +25,7 @@ def _help(name: str, metadata: Any, table: dict[str, dict[str, Any]]) -> str:
             str(next(iter(defaults.values()))) if same else ", ".join(f"{m} {v}" for m, v in defaults.items())
         )
         text += f" [default: {shown}]"
-    return text
+    return escape(text)  # brackets would be taken for colours
 
 
 def config_options(

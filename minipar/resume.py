@@ -6,8 +6,8 @@
         saving.after(job)                         # saves after every 100th step and after the last
 
 Randomness is a function of (seed, step, …) and the learning rate one of the step, so a checkpoint holds
-neither a generator's state nor a schedule's: the step, the data position and the loss scale are all there is
-beside tensors.
+neither a generator's state nor a schedule's: the step, the data position, the loss scale and what a precision
+policy has counted are all there is beside tensors.
 """
 
 from __future__ import annotations
@@ -101,11 +101,6 @@ def check_can_save(job: Job) -> None:
             "--checkpoint with --aggregation local is refused: every rank has weights and moments of its own there,"
             " a checkpoint holds one state; use all_reduce or master"
         ))  # fmt: skip
-    if job.precision.policy is not None:
-        raise on_every_rank(UsageError(
-            "--checkpoint with --precision-policy is refused: what the policy has counted and decided is not saved,"
-            " so a resumed run would decide anew"
-        ))  # fmt: skip
 
 
 def save_job(job: Job, directory: Path, keep: int | None = None) -> Path:
@@ -129,6 +124,7 @@ def _scalars(job: Job) -> dict[str, Any]:
         "loader": job.loader.state_dict(),
         "scaler": job.precision.scaler.state_dict(),
         "skipped": job.precision.skipped,
+        "policy": job.precision.policy_state(),
         "lr": job.optimizer.param_groups[0]["lr"],
         "seconds": job.seconds_done,
         "data": _data_facts(job),
@@ -162,6 +158,7 @@ def resume(job: Job, directory: Path) -> Path:
     job.loader.load_state_dict(saved["loader"])
     job.precision.scaler.load_state_dict(saved["scaler"])
     job.precision.skipped = saved["skipped"]
+    agreed(job.comm, lambda: job.precision.load_policy_state(saved.get("policy")))
     job.optimizer.set_lr(saved["lr"])
     job.steps_done, job.seconds_done = manifest.step, saved["seconds"]
     return path

@@ -15,12 +15,13 @@ from rich.table import Table
 from minipar.errors import DataError, UsageError
 from minipar.parallel.pipeline.checker import Report, checked
 from minipar.parallel.pipeline.formulas import FORMULAS
-from minipar.parallel.pipeline.schedules import SCHEDULES, build_schedule
+from minipar.parallel.pipeline.resolve import is_file, known_schedule
+from minipar.parallel.pipeline.schedules import build_schedule
 from minipar.parallel.pipeline.simulator import Cost, Costs, Timeline, simulate
 from minipar.parallel.pipeline.text import read_csv, write_csv
 from minipar.plot import gantt
 from minipar.report import console, say
-from minipar.timeline import legend, timeline_text
+from minipar.timeline import legend, reading, timeline_text
 
 STAGES, MICROBATCHES = 4, 8
 MOST_ACTIONS = 500_000
@@ -57,7 +58,7 @@ def schedule_command(
             raise UsageError(f"schedule: there is no directory {path.parent} to write {path.name} in")
     if png is not None and png.suffix.lower() not in PICTURES:
         raise UsageError(f"schedule: --png {png}: a picture's name ends in {', '.join(PICTURES)}")
-    if name.lower().endswith(".csv"):
+    if is_file(name):
         schedule = read_csv(Path(name))
     else:
         p, m = STAGES if stages is None else stages, MICROBATCHES if microbatches is None else microbatches
@@ -65,11 +66,7 @@ def schedule_command(
             raise UsageError(
                 f"schedule: {p} stages and {m} microbatches are more than {MOST_ACTIONS:,} actions"
             )
-        if name not in SCHEDULES:
-            known = ", ".join(SCHEDULES)
-            raise UsageError(
-                f"schedule {name!r} is unknown: use one of {known}, or a file whose name ends in .csv"
-            )
+        known_schedule(name)
         schedule = build_schedule(name, p, m, chunks)
     report, timeline = checked(schedule), simulate(schedule, prices)
     for what, given, found in zip(
@@ -111,6 +108,7 @@ def _show(name: str, timeline: Timeline, report: Report, costs: Costs, screen: C
     screen.print(f"[bold]{_title(name, timeline)}[/]")
     screen.print(f"costs {work} (B = I + W = {both}), message {_number(costs.message)}\n")  # type: ignore[arg-type]
     screen.print(timeline_text(timeline, screen.width))
+    screen.print(reading(timeline, screen.width))
     screen.print(legend({span.action.kind for spans in timeline.spans for span in spans}))
     formula = FORMULAS.get(name)
     table = Table(box=None, pad_edge=False)
@@ -153,7 +151,7 @@ def _title(name: str, timeline: Timeline) -> str:
     words = [
         f"{n} {what}{'s' if n > 1 else ''}" for n, what in ((p, "stage"), (m, "microbatch"), (v, "chunk"))
     ]
-    return f"{name}: {', '.join(words if v > 1 else words[:2])}".replace("microbatchs", "microbatches")
+    return f"{Path(name).name}: {', '.join(words if v > 1 else words[:2])}".replace("microbatchs", "microbatches")
 
 
 def _number(x: Cost) -> str:

@@ -38,12 +38,10 @@ NOTHING: Cell = (" ", Style())
 
 def timeline_text(timeline: Timeline, width: int = 80, ruler: bool = True) -> Text:
     """Return the timeline in lines of at most `width` characters, with a line of times on top or without."""
-    name = len(f"stage {timeline.sizes.stages - 1}") + 2
-    room = max(width - name, 20)
+    name, room = _columns(timeline, width)
     per_time = _characters_per_time(timeline)
     length = round(timeline.makespan * per_time)
-    bands = -(-length // room)
-    if not length or bands > MAX_BANDS or bands * (timeline.sizes.stages + 2) > MAX_LINES:
+    if is_scaled(timeline, width):
         per_time = float(room / timeline.makespan) if timeline.makespan else 0.0
         rows = [_scaled(stage, per_time, room) for stage in timeline.spans]
     else:
@@ -63,6 +61,31 @@ def timeline_text(timeline: Timeline, width: int = 80, ruler: bool = True) -> Te
                 text.append(letter, style)
             text.append("\n")
     return text
+
+
+def is_scaled(timeline: Timeline, width: int = 80) -> bool:
+    """Return whether the timeline is too long to carry microbatches in lines of that width."""
+    _, room = _columns(timeline, width)
+    length = round(timeline.makespan * _characters_per_time(timeline))
+    bands = -(-length // room)
+    return not length or bands > MAX_BANDS or bands * (timeline.sizes.stages + 2) > MAX_LINES
+
+
+def reading(timeline: Timeline, width: int = 80) -> str:
+    """Return in words how to read an action in the terminal's timeline."""
+    if is_scaled(timeline, width):
+        _, room = _columns(timeline, width)
+        return f"each letter is what the stage mostly does in {float(timeline.makespan) / room:.3g} units of time"
+    if timeline.sizes.chunks > 1:
+        p = timeline.sizes.stages
+        return f"{p}F1: forward of microbatch 1 on virtual stage {p}, which is chunk 1 of stage 0"
+    return "F1: forward of microbatch 1"
+
+
+def _columns(timeline: Timeline, width: int) -> tuple[int, int]:
+    """Return how many characters a stage's name takes, and how many are left for time."""
+    name = len(f"stage {timeline.sizes.stages - 1}") + 2
+    return name, max(width - name, 20)
 
 
 def _letters(span: Span, timeline: Timeline) -> str:

@@ -55,6 +55,23 @@ def test_norms(dtype, shape, affine):
     check("rms_norm_backward", g, x, rstd, w, tolerance=loose)
 
 
+@EVERY_DTYPE
+@pytest.mark.parametrize(("shape", "groups"), [((0, 4, 3), 2), ((2, 4, 5, 3), 2), ((3, 6, 7), 1), ((70, 8, 33, 17), 8)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_group_norm(dtype, shape, groups, affine):
+    x, g = make(*shape, dtype=dtype) + dtype(2), make(*shape, dtype=dtype, seed=1)
+    w, b = (make(shape[1], dtype=dtype, seed=s) if affine else None for s in (2, 3))
+    _, mean, rstd = check("group_norm", x, groups, w, b, 1e-5)
+    loose = None if dtype is not HALF else 1e-2  # gradients of float16 sums, relative to their largest
+    check("group_norm_backward", g, x, mean, rstd, w, tolerance=loose)
+
+
+def test_group_norm_takes_strided_and_broadcast_arrays():
+    x, g = make(3, 5, 4, 6).transpose(0, 2, 1, 3), np.broadcast_to(make(3, 4, 1, 1, seed=1), (3, 4, 5, 6))
+    _, mean, rstd = check("group_norm", x, 2, make(4, seed=2), None, 1e-5)
+    check("group_norm_backward", g, x, mean, rstd, make(4, seed=2))
+
+
 def test_norms_take_strided_and_broadcast_arrays():
     x, w = make(6, 9, 4).transpose(2, 0, 1), make(9, seed=1)
     g = np.broadcast_to(np.ones(1), x.shape)

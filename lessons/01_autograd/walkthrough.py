@@ -19,8 +19,8 @@
 # is the gradient, and a program can find it for any formula, exactly, in about the time of two more forward
 # passes. This page shows how, with minipar's own tape: two files, `minipar/tape.py` and `minipar/tensor.py`.
 #
-# Everything later (sums of gradients over ranks, pipelines that run backward in pieces, weights that are freed
-# and fetched again) hooks into what is shown here.
+# Everything later (sums of gradients over ranks, pipelines that run backward in pieces, weights that are
+# freed and fetched again) hooks into what is shown here.
 
 # %%
 import inspect
@@ -29,6 +29,7 @@ import tracemalloc
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.datasets import load_digits
 
 import minipar
 from minipar import Tensor, nn, ops, optim
@@ -51,8 +52,8 @@ y.backward()
 print(f"y = {y.item():.4f}   dy/dx = {x.grad:.4f}   dy/dw = {w.grad:.4f}")
 
 # %% [markdown]
-# The picture draws the tape of the same formula. Nodes are numbered in the order in which they were made;
-# an arrow shows where a gradient goes. Two leaves, `x` and `w`, end the walk: their gradients are kept.
+# The picture draws the tape of the same formula. Nodes are numbered in the order in which they were made; an
+# arrow shows where a gradient goes. Two leaves, `x` and `w`, end the walk: their gradients are kept.
 
 
 # %%
@@ -72,7 +73,7 @@ def draw_tape(tensor, leaves, places):
     nodes = nodes_of(tensor)
     where = {node.order: place for node, place in zip(nodes, places)}
     names = {leaf.edge()[0].order: name for name, leaf in leaves.items()}
-    figure, axes = plt.subplots(figsize=(7.5, 2.6))
+    axes = plt.figure(figsize=(7.5, 2.6)).subplots()
     for number, node in enumerate(nodes):
         label = f"{number}: {names.get(node.order, node.name)}"
         colour = COLOURS[1] if node.order in names else COLOURS[0]
@@ -85,7 +86,7 @@ def draw_tape(tensor, leaves, places):
                 where[node.order],
                 arrowprops={"arrowstyle": "->", "shrinkA": 22, "shrinkB": 22, "color": "0.4"},
             )
-    axes.set_xlim(-0.5, 3.5)
+    axes.set_xlim(-0.3, 3.3)
     axes.set_ylim(-0.6, 1.6)
     axes.axis("off")
     axes.set_title("the tape of tanh(w x + x); arrows: where gradients go", loc="left", fontsize=10)
@@ -124,8 +125,9 @@ print("by hand     ", 3 * x.data**2)
 # %% [markdown]
 # ## Why a vector-Jacobian product, and no Jacobian
 #
-# A layer that takes 64 × 32 numbers to 64 × 32 numbers has a Jacobian of $2048 \times 2048$ derivatives, and most
-# of them are zero. Backward never makes it. It multiplies the gradient that comes in, $g$, from the left,
+# A layer that takes 64 × 32 numbers to 64 × 32 numbers has a Jacobian of $2048 \times 2048$ derivatives, and
+# most of them are zero. Backward never makes it. It multiplies the gradient that comes in, $g$, from the
+# left,
 #
 # $$ g^\top J = \text{vjp}(g), $$
 #
@@ -144,15 +146,16 @@ print("largest difference to g @ W ", abs(x.grad - g @ weight).max())
 # %% [markdown]
 # ## A value used twice gets two gradients
 #
-# Where a value goes into two operations, each sends a gradient back, and they add up: a small change of the value
-# changes the loss by both ways. So a node must not pass its gradient on before *all* of its uses have sent theirs.
+# Where a value goes into two operations, each sends a gradient back, and they add up: a small change of the
+# value changes the loss by both ways. So a node must not pass its gradient on before *all* of its uses have
+# sent theirs.
 #
 # minipar's rule is simple. An operation can only use what exists already, so the order of creation is a right
 # order, and backward always takes the **newest** node that holds a gradient. Open `minipar/tape.py` at
 # `Backward.run`: it is one loop with a heap.
 #
-# The formula $h \leftarrow h + h$, repeated 60 times, shows what the rule is worth. There are $2^{60}$ ways from
-# the end to the beginning, and 60 nodes.
+# The formula $h \leftarrow h + h$, repeated 60 times, shows what the rule is worth. There are $2^{60}$ ways
+# from the end to the beginning, and 60 nodes.
 
 # %%
 x = Tensor(np.array(1.0), requires_grad=True)
@@ -165,8 +168,8 @@ seconds = time.perf_counter() - start
 print(f"gradient {x.grad:.0f} = 2^60: {x.grad == 2.0**60}, in {1e3 * seconds:.2f} ms")
 
 # %% [markdown]
-# A loop has no depth limit either. A recursive walk would end at Python's limit of about 1,000 calls; here is a
-# chain of 5,000 operations.
+# A loop has no depth limit either. A recursive walk would end at Python's limit of about 1,000 calls; here is
+# a chain of 5,000 operations.
 
 # %%
 x = Tensor(np.array(1.0), requires_grad=True)
@@ -175,14 +178,16 @@ for _ in range(5000):
     h = h * 1.0001
 start = time.perf_counter()
 h.backward()
-print(f"gradient {x.grad:.6f}, 1.0001^5000 = {1.0001**5000:.6f}, in {1e3 * (time.perf_counter() - start):.0f} ms")
+print(
+    f"gradient {x.grad:.6f}, 1.0001^5000 = {1.0001**5000:.6f}, in {1e3 * (time.perf_counter() - start):.0f} ms"
+)
 
 # %% [markdown]
 # ## What was stretched is summed
 #
-# A bias of shape `(3,)` added to a batch of shape `(4, 3)` is used four times, once a row. Four gradients come
-# back, and they add up: the gradient of the bias is the sum over the batch. NumPy calls the forward *broadcasting*;
-# its adjoint is `unbroadcast` in `minipar/ops/elementwise.py`.
+# A bias of shape `(3,)` added to a batch of shape `(4, 3)` is used four times, once a row. Four gradients
+# come back, and they add up: the gradient of the bias is the sum over the batch. NumPy calls the forward
+# *broadcasting*; its adjoint is `unbroadcast` in `minipar/ops/elementwise.py`.
 
 # %%
 batch = Tensor(np.arange(12.0).reshape(4, 3))
@@ -196,8 +201,8 @@ print("gradient of the bias    ", bias.grad.shape, bias.grad, "= the sum over ro
 # %% [markdown]
 # ## Gradients add up until somebody clears them
 #
-# A second `backward` adds to `.grad`. That is wanted when a batch is processed in pieces (lesson 04), and a bug
-# when it is forgotten between two steps.
+# A second `backward` adds to `.grad`. That is wanted when a batch is processed in pieces (lesson 04), and a
+# bug when it is forgotten between two steps.
 
 # %%
 w = Tensor(np.array(3.0), requires_grad=True)
@@ -215,8 +220,8 @@ print(f"after zero_grad and backward: {w.grad:.0f}")
 #
 # $$ \frac{f(x + \varepsilon v) - f(x - \varepsilon v)}{2 \varepsilon} \approx \nabla f(x) \cdot v . $$
 #
-# One random direction sees every element at once. How small should ε be? Too large, and the curvature of $f$ enters;
-# too small, and the difference drowns in rounding.
+# One random direction sees every element at once. How small should ε be? Too large, and the curvature of $f$
+# enters; too small, and the difference drowns in rounding.
 
 
 # %%
@@ -248,9 +253,9 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Two slopes meet: rounding, which falls like $1/\varepsilon$, and curvature, which rises like $\varepsilon^2$. In float32
-# the best that a difference can do is worse by many orders, so gradients are checked in float64.
-# `minipar/gradcheck.py` does it for every primitive of minipar, in three directions each:
+# Two slopes meet: rounding, which falls like $1/\varepsilon$, and curvature, which rises like
+# $\varepsilon^2$. In float32 the best that a difference can do is worse by many orders, so gradients are
+# checked in float64. `minipar/gradcheck.py` does it for every primitive of minipar, in three directions each:
 
 # %%
 rng = np.random.default_rng(4)
@@ -272,8 +277,8 @@ except AssertionError as error:
 # %% [markdown]
 # ## What the tape holds in memory
 #
-# The vjps hold what they captured until backward has used them. That is what training needs more memory for than
-# inference, and lessons 08 and 09 are about little else. `no_grad` records nothing.
+# The vjps hold what they captured until backward has used them. That is what training needs more memory for
+# than inference, and lessons 08 and 09 are about little else. `no_grad` records nothing.
 
 # %%
 layers = [nn.Linear(256, 256).materialize(seed=i, dtype="float64") for i in range(8)]
@@ -327,12 +332,11 @@ plt.show()
 # %% [markdown]
 # ## Training, at last
 #
-# Put together: a model, a loss, `backward`, and a step against the gradient. The data are 8 × 8 pictures of digits.
-# The second run forgets `zero_grad`, so each step follows the sum of all gradients so far.
+# Put together: a model, a loss, `backward`, and a step against the gradient. The data are 8 × 8 pictures of
+# digits. The second run forgets `zero_grad`, so each step follows the sum of all gradients so far: a good
+# start, and then it runs past every minimum that it comes to.
 
 # %%
-from sklearn.datasets import load_digits  # noqa: E402
-
 digits = load_digits()
 pictures, labels = (digits.data / 16).astype(np.float32), digits.target
 
@@ -343,7 +347,7 @@ def train(optimizer, lr, steps=150, clear=True, scale=1.0):
     opt, rng, losses = optimizer(model.parameters(), lr=lr), np.random.default_rng(0), []
     for _ in range(steps):
         chosen = rng.integers(0, len(pictures), 64)
-        loss = nn.functional.cross_entropy(model(Tensor(pictures[chosen])), labels[chosen])
+        loss = nn.CrossEntropyLoss()(model(Tensor(pictures[chosen])), labels[chosen])
         if clear:
             opt.zero_grad()
         loss.backward(np.float32(scale))
@@ -358,7 +362,7 @@ for (name, losses), colour, style in zip(runs.items(), COLOURS, ("-", "--")):
     axes.plot(losses, style, color=colour, label=name)
 axes.set_xlabel("step")
 axes.set_ylabel("loss (nats)")
-axes.set_ylim(0, 8)
+axes.set_ylim(0)
 axes.grid(alpha=0.3)
 axes.legend(frameon=False)
 plt.show()
@@ -366,9 +370,9 @@ plt.show()
 # %% [markdown]
 # ## A loss curve proves nothing
 #
-# Now a bug that no loss curve shows: every gradient is four times too large, as happens when a loss is summed over
-# four ranks or microbatches and never divided. SGD takes steps four times too long. Adam divides each gradient by
-# its own size, so the factor cancels, and training looks perfect.
+# Now a bug that no loss curve shows: every gradient is four times too large, as happens when a loss is summed
+# over four ranks or microbatches and never divided. SGD takes steps four times as long, and here that even
+# looks better. Adam divides each gradient by its own size, so the factor cancels, and nothing shows at all.
 
 # %%
 figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.2), sharey=True)
@@ -388,8 +392,8 @@ for name in ("SGD", "Adam"):
     print(f"{name:<5} largest difference between the two loss curves: {apart:.1e}")
 
 # %% [markdown]
-# So everything parallel in minipar is judged by its **gradients and weights under SGD**, against the serial run, and
-# never by a loss curve alone. `minipar verify` is that comparison.
+# So everything parallel in minipar is judged by its **gradients and weights under SGD**, against the serial
+# run, and never by a loss curve alone. `minipar verify` is that comparison.
 #
 # ## Where to read on
 #
@@ -401,7 +405,8 @@ for name in ("SGD", "Adam"):
 #
 # ## Check yourself
 #
-# **1.** $y = a^2 (a + b)$ at $a = 2$, $b = 3$. How many nodes has the tape, leaves included, and what are the gradients?
+# **1.** $y = a^2 (a + b)$ at $a = 2$, $b = 3$. How many nodes has the tape, leaves included, and what are the
+# gradients?
 
 # %%
 a, b = (Tensor(np.array(value), requires_grad=True) for value in (2.0, 3.0))
@@ -442,7 +447,8 @@ for dtype, values in errors.items():
     print(f"{np.dtype(dtype).name}: ε = {sizes[best]:.0e}, relative error {values[best]:.0e}")
 
 # %% [markdown]
-# **4.** Of what the tape held above, how much is explained by one activation of shape (512, 256) a layer in float64?
+# **4.** Of what the tape held above, how much is explained by one activation of shape (512, 256) a layer in
+# float64?
 
 # %%
 activations = len(layers) * 512 * 256 * 8 / 2**20

@@ -11,11 +11,23 @@ Write the four functions, then find the bug in the fifth. What you need to know 
     optimizer.step()                         change every p.data by its p.grad; skips those that are None
     comm.all_reduce(a), comm.reduce(a, root=0), comm.broadcast(a, root=0)       arrays in, fresh arrays out
 
-`DataParallel` and `LocalSGD` are not allowed here: you are writing them. Try things out with threads as ranks,
+`DataParallel` and `LocalSGD` are not allowed here: you are writing them. Try things out with threads as ranks, in
+a file or notebook beside this one; compare with what one rank gives, as the walkthrough does:
 
-    minipar.launch(lambda: my_function(minipar.world(), ...), 4)        # a list: what each rank returned
+    import minipar
+    from minipar.models import MLP, MLPConfig
 
-and have it judged with `minipar grade 04 --file exercise.py`.
+    x, y = np.random.default_rng(0).normal(size=(7, 6)), np.array([0, 1, 2, 0, 1, 2, IGNORED])
+
+    def one_rank():
+        model = MLP(MLPConfig(inputs=6, classes=3, width=5, layers=2)).materialize(0, "float64")
+        loss = sum_gradients(minipar.world(), model, x, y)
+        return loss, {name: p.grad for name, p in model.named_parameters()}
+
+    on_three = minipar.launch(one_rank, 3)      # a list: what each rank returned
+    alone = minipar.launch(one_rank, 1)[0]      # the right answer for all of them
+
+and have it judged, as often as you like and function by function, with `minipar grade 04 --file exercise.py`.
 """
 
 import numpy as np

@@ -16,6 +16,7 @@ from rich.table import Table
 
 import minipar
 from minipar import Tensor, optim
+from minipar.comm.blas import one_blas_thread
 from minipar.comm.launcher import available_cores
 from minipar.data import Loader, load
 from minipar.models import MLP, MLPConfig
@@ -141,4 +142,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with one_blas_thread():  # one core a rank, for the serial run as well
+        main()

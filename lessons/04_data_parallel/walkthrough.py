@@ -351,14 +351,16 @@ middle.set_ylabel("speed-up of a step")
 for axes in (left, middle):
     axes.set_xlabel("ranks")
     axes.set_xticks(ranks, [str(n) for n in ranks])
+    axes.set_yticks(ranks, [str(n) for n in ranks])
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
 
 # %% [markdown]
-# On the left: an all-reduce approaches a constant, reduce and broadcast together twice that, and a gather
-# grows with the number of ranks, because all gradients squeeze through one wire. On the right: what cannot
-# be sped up is the communication. With 10 ms of work a step there is little to gain beyond a few ranks.
+# On the left: the bytes of an all-reduce approach a constant, and only its α grows. Reduce and broadcast take
+# nearly twice as long. A gather grows with every rank, because all gradients squeeze through one wire. On the
+# right: communication is what more ranks do not speed up. With 10 ms of work a step, 64 ranks are slower than
+# 16.
 #
 # What data parallelism does *not* do is make the model smaller. Every rank holds all of it:
 

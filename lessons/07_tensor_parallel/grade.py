@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -159,49 +160,51 @@ def embedding(submission: Any, table: Array, starts: list[int], ids: Array, g: A
 @lesson.check("words are looked up in a table that lies on the ranks", points=3)
 def check_embedding(run: Run) -> None:
     rng = np.random.default_rng(72)
-    table, starts = rng.normal(size=(10, 3)), [0, 4, 7, 10]
     ids = np.array([9, 0, 4, 4, 6, 3, 9, 1, 4])
-    g = rng.normal(size=(len(ids), 3))
+    for starts in ([0, 5, 10], [0, 4, 7, 10]):  # first two ranks: a negative index then finds a row
+        judge_embedding(run, rng.normal(size=(10, 3)), starts, ids, rng.normal(size=(len(ids), 3)))
+
+
+def judge_embedding(run: Run, table: Array, starts: list[int], ids: Array, g: Array) -> None:
+    spans = list(pairwise(starts))
+    here = [((ids >= a) & (ids < b))[:, None] for a, b in spans]
     got = run(embedding, table, starts, ids, g)
-    ys = [shaped(y, (len(ids), 3), np.float64, f"y of rank {r}") for r, (y, *_) in enumerate(got)]
-    wrapped = sum(table[a:b][np.clip(ids - a, 0, b - a - 1)] for a, b in zip(starts, starts[1:]))
-    if close(ys[0], wrapped):
-        wrong(
-            "a word outside a rank's range was given the range's first or last row: it must contribute zeros"
-        )
-    if not close(ys, [table[ids]] * RANKS):
-        zeros = [
-            np.where(((ids >= a) & (ids < b))[:, None], table[ids], 0) for a, b in zip(starts, starts[1:])
-        ]
-        if close(ys, zeros):
+    ys = [shaped(y, g.shape, np.float64, f"y of rank {r}") for r, (y, *_) in enumerate(got)]
+    if not close(ys, [table[ids]] * len(spans)):
+        if close(ys, [np.where(mine, table[ids], 0) for mine in here]):
             wrong(
                 "each rank returned its own words and zeros for the others: the sum over ranks is missing",
                 points=1,
             )
-        below = [i - a for a, b in zip(starts, starts[1:]) for i in ids if a - (b - a) <= i < a]
-        wrong(
-            "y is not table[ids]"
-            + (
-                ": for a word below a rank's range ids - start is negative, and NumPy counts negative indices from"
-                " the end, so a wrong row is taken without an error; mask both sides"
-                if below
-                else ""
+        if close(ys[0], sum(table[a:b][np.clip(ids - a, 0, b - a - 1)] for a, b in spans)):
+            wrong(
+                "a word outside a rank's range was given the range's first or last row: it must contribute zeros"
             )
+        found = [np.where((ids < b) & (ids >= 2 * a - b), ids - a, b - a) for a, b in spans]
+        wrapped = sum(
+            np.vstack([table[a:b], 0 * g[:1]])[np.where(i < 0, i + b - a, i)]
+            for (a, b), i in zip(spans, found)
         )
-    whole = np.zeros_like(table)
+        if close(ys[0], wrapped):
+            wrong(
+                "for a word below a rank's range ids - start is negative, and NumPy counts negative indices from the"
+                " end, so a wrong row is added without an error: mask both sides"
+            )
+        wrong(
+            "y is not table[ids]: a rank contributes its words' rows and zeros for all others, and ranks are summed"
+        )
+    whole, last = np.zeros_like(table), np.zeros_like(table)
     np.add.at(whole, ids, g)
-    last = np.zeros_like(table)
     last[ids] = g
-    for r, (_, gradient, forward, backward) in enumerate(got):
-        mine = slice(starts[r], starts[r + 1])
-        gradient = shaped(gradient, table[mine].shape, np.float64, f"the gradient of rank {r}'s rows")
-        if not close(gradient, whole[mine]):
-            if close(gradient, last[mine]):
-                wrong(
-                    "a word that occurs several times has only the gradient of its last use: `gradient[found] += g`"
-                    " adds once for each different row; np.add.at adds them all",
-                    points=2,
-                )
+    for r, ((_, gradient, forward, backward), (a, b)) in enumerate(zip(got, spans)):
+        gradient = shaped(gradient, (b - a, 3), np.float64, f"the gradient of rank {r}'s rows")
+        if close(gradient, last[a:b]) and not close(gradient, whole[a:b]):
+            wrong(
+                "a word that occurs several times has only the gradient of its last use: `gradient[found] += g` adds"
+                " once for each different row; np.add.at adds them all",
+                points=2,
+            )
+        if not close(gradient, whole[a:b]):
             wrong(
                 f"the gradient of rank {r}'s rows is not the sum of g over the places of each of its words", 1
             )
@@ -239,6 +242,7 @@ def serial_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 STARTS = [0, 5, 8, 11]
+SPANS = list(pairwise(STARTS))
 TARGETS = np.array([0, 4, 5, 7, 8, 10])
 
 
@@ -261,17 +265,15 @@ def check_loss(run: Run) -> None:
                 " whole sample is subtracted first",
                 points=1,
             )
-        here = [(TARGETS >= a) & (TARGETS < b) for a, b in zip(STARTS, STARTS[1:])]
+        here = [np.isin(TARGETS, range(a, b)) for a, b in SPANS]
         if any(
             close(losses[r][here[r]], right[here[r]]) and not close(losses[r], right) for r in range(RANKS)
         ):
             wrong(
                 "a rank's losses are right only for targets of its own range: z_t must be summed over ranks, too"
             )
-        tops = [logits[:, a:b].max(axis=1) for a, b in zip(STARTS, STARTS[1:])]
-        total = sum(
-            np.exp(logits[:, a:b] - top[:, None]).sum(axis=1) for a, b, top in zip(STARTS, STARTS[1:], tops)
-        )
+        tops = [logits[:, a:b].max(axis=1) for a, b in SPANS]
+        total = sum(np.exp(logits[:, a:b] - top[:, None]).sum(axis=1) for (a, b), top in zip(SPANS, tops))
         target = logits[np.arange(len(TARGETS)), TARGETS]
         own = [np.log(total) - (target - top) for top in tops]
         mixed = np.log(total) - sum(np.where(h, target - top, 0) for h, top in zip(here, tops))
@@ -417,7 +419,7 @@ def attended(submission: Any, x: Array, w_qkv: Array, w_out: Array, heads: int, 
 
 def serial_attention(x: Array, q: Array, k: Array, v: Array, w_out: Array, head: int, scale: float) -> Array:
     """Return attention with these projections (C, C), cut into heads of a width, scores divided by `scale`."""
-    t, c = x.shape
+    t = len(x)
     parts = [(x @ w.T).reshape(t, -1, head).swapaxes(0, 1) for w in (q, k, v)]
     scores = parts[0] @ parts[1].swapaxes(1, 2) / scale
     scores = np.where(np.tril(np.ones((t, t), bool)), scores, -np.inf)

@@ -22,7 +22,7 @@ def lost_share(g, scale=1.0):
         rounded to float16, and the share that becomes infinite. Two floats from 0 to 1; (0.0, 0.0) if all
         elements are zero.
 
-    Contract: no warning of NumPy is printed; `g` is not changed.
+    Contract: `g` is not changed.
     """
     raise NotImplementedError("lost_share: scale in float32, round to float16, compare with what was there")
 
@@ -100,7 +100,7 @@ def mixed_step(comm, master, moment, gradient_of, loss_scale, lr, momentum, max_
         (master, moment): new float32 arrays, the same on every rank; the arguments are not changed. If the
         step was skipped they are equal to the arguments.
 
-    Contract: `loss_scale.update` is called once, after all else; no warning of NumPy is printed.
+    Contract: `loss_scale.update` is called once, after all else.
     """
     raise NotImplementedError("mixed_step: float16 weights and gradients, float32 for all that adds up")
 

@@ -50,6 +50,18 @@ class ExponentHistogram:
         self.counts[BINS + 1] += flat.size - kept.size
         return self
 
+    def state(self) -> dict[str, int]:
+        """Return the counts that are not zero, by bin."""
+        return {str(i): int(self.counts[i]) for i in np.flatnonzero(self.counts)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, int]) -> Self:
+        """Return the histogram of which `state` gave this."""
+        histogram = cls()
+        for i, count in state.items():
+            histogram.counts[int(i)] = count
+        return histogram
+
     @property
     def exponents(self) -> Array:
         """The exponent of each bin, (BINS,)."""

@@ -95,6 +95,19 @@ class MixedPrecision:
         self._autocast.float32_parameters = names
         return True
 
+    def policy_state(self) -> dict[str, Any] | None:
+        """Return the policy's state in plain values, None without a policy. Collective."""
+        if self.policy is None or self._autocast is None:
+            return None
+        return self.policy.state_dict(self._autocast.met)
+
+    def load_policy_state(self, state: dict[str, Any] | None) -> None:
+        """Go on from a `policy_state`. Without a policy there is none, and `state` is None."""
+        if self.policy is None or self._autocast is None or state is None:
+            return
+        self._autocast.float32_parameters, met = self.policy.load_state_dict(state)
+        self._autocast.met.update(met)
+
     def step(self, optimizer: optim.Optimizer, take: Callable[[], Any]) -> None:
         """Take the step by calling `take`, or skip it, and adapt the scale."""
         self.skipped += self.scaler.found_inf(optimizer)

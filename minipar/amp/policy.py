@@ -14,7 +14,7 @@ import fnmatch
 import json
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +175,7 @@ class PrecisionPolicy:
             if found.dtype == "float16" and leader.dtype == "float32":
                 found = Decision(name, "float32", f"shares its layer's operation with {leader.name}")
             self.decisions[name] = found
-        return frozenset(d.name for d in self.decisions.values() if d.dtype == "float32")
+        return self.float32_names()
 
     def _summed(self, used: set[str]) -> set[str]:
         """Make the histograms those of all ranks; return what any rank has used in low precision."""
@@ -217,6 +217,53 @@ class PrecisionPolicy:
             "float16",
             f"{lost:.2%} of gradients vanish at scale {s:g}, {gradient.vanishing():.2%} unscaled",
         )
+
+    def state_dict(self, used: Iterable[str]) -> dict[str, Any]:
+        """Return what has been counted and decided, over all ranks, in plain values. Collective.
+
+        Args:
+            used: as of `decide`; it matters while nothing is decided.
+        """
+        if self.observing:
+            counted = PrecisionPolicy(self.config, self.comm)  # this rank goes on with its own counts
+            counted.values, counted.gradients = self.values, self.gradients
+            used = sorted(counted._summed(set(used)))
+        else:  # these are the whole model's since `decide`
+            counted, used = self, []
+        return {
+            "config": asdict(self.config), "steps": self.steps, "scale": self.scale, "used": used,
+            "values": {name: h.state() for name, h in counted.values.items()},
+            "gradients": {name: h.state() for name, h in counted.gradients.items()},
+            "decisions": [asdict(decision) for decision in self.decisions.values()],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> tuple[frozenset[str], set[str]]:
+        """Go on from a `state_dict`, on any number of ranks.
+
+        Every replica counts. Resumed on another layout while counting, the steps before and after have another
+        weight in the shares that are decided on, no more.
+
+        Returns:
+            Names of the parameters that stay in float32, and of those that low-precision operations have used.
+
+        Raises:
+            UsageError: it was made with other thresholds.
+        """
+        config = PolicyConfig(**{**state["config"], "float32": tuple(state["config"]["float32"])})
+        if config != self.config:
+            raise UsageError(f"the precision policy has other thresholds than the saved run's: {config}; give those")
+        self.steps, self.scale = state["steps"], state["scale"]
+        self.decisions = {d["name"]: Decision(**d) for d in state["decisions"]}
+        alone = self.comm is None or self.comm.rank == 0  # while counting goes on one rank holds the sums so far
+        for kind, saved in ((self.values, state["values"]), (self.gradients, state["gradients"])):
+            kind.clear()
+            for name, counts in saved.items() if alone or not self.observing else ():
+                kind[name] = ExponentHistogram.from_state(counts)
+        return self.float32_names(), set(state["used"])
+
+    def float32_names(self) -> frozenset[str]:
+        """Return the names of the parameters that were decided to stay in float32."""
+        return frozenset(d.name for d in self.decisions.values() if d.dtype == "float32")
 
     def table(self) -> str:
         """Return one line a parameter: name, precision, reason."""

@@ -108,10 +108,11 @@ def save(
             "a checkpoint holds one state, and with aggregation local every rank has weights and moments of"
             " its own: use all_reduce or master"
         )
-    partial = folder.checkpoint_path(directory, step).with_name(f"step-{step:08d}{folder.PARTIAL}")
+    final = folder.checkpoint_path(directory, step)
+    partial = final.with_name(f"step-{step:08d}{folder.PARTIAL}")
 
     def on_first(work: Callable[[], T]) -> T | None:
-        return agreed(comm, lambda: _written(work, directory) if comm.rank == 0 else None)
+        return agreed(comm, lambda: _written(work, final) if comm.rank == 0 else None)
 
     on_first(lambda: folder.begin(directory, step))
     try:
@@ -119,7 +120,7 @@ def save(
         about = {"step": str(step), "rank": str(comm.rank), "ranks": str(comm.size)}
         path = partial / shard.file
         facts = agreed(
-            comm, lambda: _written(lambda: write_shard(path, shard.arrays, about) if shard.arrays else None, directory)
+            comm, lambda: _written(lambda: write_shard(path, shard.arrays, about) if shard.arrays else None, final)
         )
         shard.arrays.clear()
         parts = comm.all_gather_object((shard, facts))
@@ -139,16 +140,16 @@ def save(
         raise
     if keep is not None:
         on_first(lambda: folder.remove_old(directory, keep))
-    return folder.checkpoint_path(directory, step)
+    return final
 
 
-def _written(work: Callable[[], T], directory: Path) -> T:
+def _written(work: Callable[[], T], checkpoint: Path) -> T:
     """Return `work()`; what the system refuses is told in one line."""
     try:
         return work()
     except OSError as error:
         raise SaveFailed(
-            f"checkpoint in {directory} cannot be written: {error.strerror or error}; earlier checkpoints are untouched"
+            f"checkpoint {checkpoint} cannot be written: {error.strerror or error}; earlier ones are untouched"
         ) from None
 
 

@@ -8,9 +8,11 @@ hang that cannot be proven ends at the time-out. One rank's failure ends the wai
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import TypeVar
 
 from minipar.comm.clock import Clock
@@ -51,8 +53,12 @@ class Fabric:
         failure: the error that every wait now raises, or None.
     """
 
-    def __init__(self, size: int, timeout: float, clock: Clock | None = None) -> None:
+    def __init__(
+        self, size: int, timeout: float, clock: Clock | None = None, parent: Fabric | None = None
+    ) -> None:
         self.size = size
+        self.parent = parent  # of the rank that launched these
+        self.launching: set[int] = set()  # threads of ranks inside a launch of their own
         self.timeout = timeout
         self.clock = clock
         self.lock = threading.Lock()
@@ -64,6 +70,16 @@ class Fabric:
         self.helping = 0  # helper threads at work on something that will open a gate
         self._bystanders = weakref.WeakSet(threading.enumerate())  # threads that will not communicate here
         self._waits: dict[int, Gate] = {}  # by thread
+
+    @contextlib.contextmanager
+    def launched(self) -> Iterator[None]:
+        """Inside, the calling thread is known to be the one that launched these ranks."""
+        launching = self.parent.launching if self.parent is not None else set()
+        launching.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            launching.discard(threading.get_ident())
 
     def wait(self, gate: Gate, rank: int, call: Call) -> None:
         """Block the calling thread, which acts for `rank`, until `gate` is open.

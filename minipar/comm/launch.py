@@ -21,10 +21,11 @@ from minipar.comm.interface import Communicator
 from minipar.comm.rounds import Group
 from minipar.comm.slow import as_environment_says
 from minipar.comm.threads import ThreadCommunicator
-from minipar.errors import UsageError
+from minipar.errors import RankFailed, UsageError
 
 TIMEOUT = 60.0  # seconds
-INTERRUPT_SECONDS = 2.0  # that rank-threads have to end after Ctrl-C
+INTERRUPT_SECONDS = 3.0  # that rank-threads have to end after Ctrl-C
+FAILURE_SECONDS = 2.0  # that they have to notice that another has failed
 
 _current: ContextVar[Communicator | None] = ContextVar("minipar_world", default=None)
 _timeout: ContextVar[float] = ContextVar("minipar_timeout", default=TIMEOUT)
@@ -54,7 +55,10 @@ def launch(
     """
     if ranks < 1:
         raise UsageError(f"launch: ranks={ranks} must be one or more")
-    fabric, group = Fabric(ranks, _timeout.get() if timeout is None else timeout, clock), Group(range(ranks))
+    outer = _current.get()
+    parent = outer.fabric if isinstance(outer, ThreadCommunicator) else None
+    fabric = Fabric(ranks, _timeout.get() if timeout is None else timeout, clock, parent)
+    group = Group(range(ranks))
     results: list[Any] = [None] * ranks
     first: list[BaseException] = []
 
@@ -78,14 +82,15 @@ def launch(
 
     def thread_of(rank: int, ended: threading.Event) -> None:
         try:
-            run(rank)
+            if fabric.failure is None:  # else the launch was interrupted while it started its ranks
+                run(rank)
         except KeyboardInterrupt:  # `interrupt` struck when the rank was about to end by itself
             return
         finally:
             ended.set()
 
     threads: dict[threading.Thread, threading.Event] = {}
-    with one_blas_thread() as controller:
+    with one_blas_thread() as controller, fabric.launched():
         try:
             for rank in range(ranks):
                 ended = threading.Event()
@@ -93,19 +98,16 @@ def launch(
                     target=copy_context().run, args=(thread_of, rank, ended), name=f"{THREAD_PREFIX}rank-{rank}",
                     daemon=True,
                 )  # fmt: skip
+                threads[thread] = ended  # before the start, during which Ctrl-C may come
                 thread.start()
-                threads[thread] = ended
-            for ended in threads.values():
-                wait(ended)
+            wait(threads, fabric)
         except BaseException as error:  # Ctrl-C, for one: it comes to the thread that launched
             error.add_note(f"at {fabric.journals[0].place()} (of {ranks} ranks)")
             fabric.end(f"{type(error).__name__} in the thread that launched the ranks")
-            interrupt(threads)
+            interrupt(threads, fabric)
             raise
-    for thread in threads:
-        thread.join()
-    if first:
-        raise first[0]
+    if first:  # one that only heard of another's failure may be the first to have ended
+        raise next((error for error in first if not isinstance(error, RankFailed)), first[0])
     return results
 
 
@@ -119,27 +121,36 @@ def launch_timeout(seconds: float) -> Iterator[None]:
         _timeout.reset(token)
 
 
-def wait(ended: threading.Event) -> None:
-    """Wait for a rank's end, but let what `interrupt` raises come through meanwhile."""
-    if threading.current_thread() is threading.main_thread():
-        ended.wait()  # signals wake it
-    while not ended.wait(0.05):
-        continue
+def wait(threads: dict[threading.Thread, threading.Event], fabric: Fabric) -> None:
+    """Wait until all ranks have ended, but not for ever once one has failed."""
+    deadline = None
+    for thread, ended in threads.items():
+        while not ended.wait(0.05):
+            if fabric.parent is not None:
+                fabric.parent.raise_failure()
+            if fabric.failure is not None:
+                deadline = deadline or time.monotonic() + FAILURE_SECONDS
+                if time.monotonic() > deadline:
+                    return interrupt(threads, fabric)
+        thread.join()
 
 
-def interrupt(threads: dict[threading.Thread, threading.Event]) -> None:
-    """Raise KeyboardInterrupt in rank-threads that compute (waits have ended already), and see them end.
+def interrupt(threads: dict[threading.Thread, threading.Event], fabric: Fabric) -> None:
+    """See rank-threads end whose waits have been ended; raise KeyboardInterrupt in those that compute.
 
-    One that stays in native code longer than INTERRUPT_SECONDS ends when it comes out of it.
+    A rank that has launched others itself notices, and ends these first.
+    One that stays in native code longer than INTERRUPT_SECONDS is left there; it ends when it comes out of it,
+    or with the process.
     """
     deadline = time.monotonic() + INTERRUPT_SECONDS
     for thread, ended in threads.items():
-        if not ended.is_set():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
-            )
-    for ended in threads.values():
-        ended.wait(max(deadline - time.monotonic(), 0))
+        while not ended.wait(0.1) and thread.ident is not None and time.monotonic() < deadline:
+            if thread.ident not in fabric.launching:  # more than once: what a destructor raises is swallowed
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                    ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt)
+                )
+        if ended.is_set():
+            thread.join()
 
 
 @functools.cache

@@ -12,15 +12,18 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
-from minipar.errors import UsageError
+from minipar.errors import CommunicationError, UsageError
 
 GRACE_SECONDS = 3.0  # between asking a job to end and killing it
 TIMED_OUT = 124  # exit code, as of timeout(1)
+LAST_LINES = 30  # of what a failed job said
 
 
 def find_mpirun() -> str:
@@ -70,6 +73,8 @@ def run_mpi(
     timeout: float | None = None,
     env: Mapping[str, str] | None = None,
     hostfile: str | None = None,
+    stdout: IO[bytes] | None = None,
+    stderr: IO[bytes] | None = None,
 ) -> int:
     """Run `command` on `ranks` MPI ranks and return the job's exit code.
 
@@ -78,6 +83,7 @@ def run_mpi(
         timeout: seconds after which the whole job is killed and 124 returned; None for no limit.
         env: the environment to start from, by default this process's.
         hostfile: passed on to mpirun, for more than one host.
+        stdout, stderr: files that the job writes to, by default this process's.
 
     Interrupts and SIGTERM are passed on to the job, and no process of it is left when this returns.
 
@@ -92,6 +98,8 @@ def run_mpi(
     job = subprocess.Popen(
         [mpirun, *hosts, "-n", str(ranks), *command],
         env=job_environment(ranks, open_mpi, env),
+        stdout=stdout,
+        stderr=stderr,
         start_new_session=True,  # a process group of its own, so that all of it can be signalled
     )
 
@@ -111,6 +119,33 @@ def run_mpi(
         for number, handler in forwarded.items():
             signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def run_script(script: str | Path, ranks: int, *arguments: object, timeout: float = 120.0) -> str:
+    """Run a Python script on `ranks` MPI ranks and return what it printed; for notebooks.
+
+    Unlike `!mpirun …` in a cell, a job that fails makes the cell fail.
+
+    Raises:
+        CommunicationError: the job ended with another code than 0, or after `timeout` seconds; the message has
+            the last lines that it said.
+        UsageError: no such script, no mpirun, or fewer than one rank.
+    """
+    if not Path(script).is_file():
+        raise UsageError(f"run_script: {script} is not a file")
+    command = [sys.executable, str(script), *map(str, arguments)]
+    # A notebook's kernel asks all programs for colours; what is returned here is plain text.
+    env = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "CLICOLOR_FORCE")}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        code = run_mpi(command, ranks, timeout, env, stdout=out, stderr=err)
+        out.seek(0)
+        err.seek(0)
+        printed, said = out.read().decode(errors="replace"), err.read().decode(errors="replace")
+    if code:
+        how = f"was ended after {timeout:g} s" if code == TIMED_OUT else f"ended with code {code}"
+        last = "\n".join((said or printed).splitlines()[-LAST_LINES:])
+        raise CommunicationError(f"{script} on {ranks} ranks {how}:\n{last}")
+    return printed
 
 
 def signal_job(job: subprocess.Popen[bytes], number: int) -> None:

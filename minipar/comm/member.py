@@ -14,6 +14,7 @@ import numpy as np
 
 from minipar.backend import Array, is_gpu_array
 from minipar.comm.guard import Call, Journal
+from minipar.comm.ledger import Row
 from minipar.errors import UsageError
 
 UFUNCS = {"sum": "add", "max": "maximum", "min": "minimum", "prod": "multiply"}  # by op
@@ -43,18 +44,27 @@ class Member:
         self.name = name
         self.journal = journal
         self.ledger = journal.ledger
-        self._rows: dict[str, Any] = {}  # this group's ledger rows by operation
+        self._rows: dict[str, Row] = {}  # this group's ledger rows by operation
         self._number = 0  # of collectives so far
         self._splits = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: rank {self.rank} of {self.size}>"
 
-    def _reduction(self, operation: str, x: Array, op: str, in_place: bool = False, **rest: Any) -> Any:
+    def _reduction(
+        self,
+        operation: str,
+        x: Array,
+        op: str,
+        in_place: bool = False,
+        background: bool = False,
+        root: int | None = None,
+        counts: tuple[int, ...] | None = None,
+    ) -> Any:
         if op not in UFUNCS:
             raise UsageError(f"{operation}: op {op!r} is unknown; use one of {', '.join(UFUNCS)}")
         x = self._checked(operation, x, in_place)
-        return self._call(operation, x, x.shape, x.size, op=op, **rest), x
+        return self._call(operation, x, x.shape, x.size, background, op, root, counts), x
 
     def _call(
         self,
@@ -62,11 +72,11 @@ class Member:
         x: Array | None = None,
         agree: tuple[int, ...] | None = None,
         elements: int = 0,
-        *,
         background: bool = False,
         op: str | None = None,
         root: int | None = None,
         counts: tuple[int, ...] | None = None,
+        *,
         peer: int | None = None,
         tag: int | None = None,
         nbytes: int | None = None,
@@ -97,15 +107,21 @@ class Member:
         call.phase = journal.phase
         call.since = time.monotonic()
         journal.entries.append(call)
-        if x is not None and nbytes is None:
-            nbytes = elements * x.itemsize
-        self._add(operation, 1, elements, nbytes or 0)
+        if nbytes is None:
+            nbytes = 0 if x is None else elements * x.itemsize
+        row = self._rows.get(operation) or self._row(operation)
+        row.calls += 1
+        row.elements += elements
+        row.bytes += nbytes
         return call
 
+    def _row(self, operation: str) -> Row:
+        """Return this group's ledger row of an operation, which is found once."""
+        row = self._rows[operation] = self.ledger.row(operation, self.name, self.size)
+        return row
+
     def _add(self, operation: str, calls: int, elements: int, nbytes: int) -> None:
-        row = self._rows.get(operation)
-        if row is None:
-            row = self._rows[operation] = self.ledger.row(operation, self.name, self.size)
+        row = self._rows.get(operation) or self._row(operation)
         row.calls += calls
         row.elements += elements
         row.bytes += nbytes

@@ -32,7 +32,7 @@ DIED = "killed by a signal, crashed in native code, or ended by os._exit"
 CHILD = """
 IFS= read -r said
 [ "$said" = finished ] && exit
-mv "$1" "$1.$2" 2>/dev/null || exit
+mv "$1" "$1.$2" 2>/dev/null || { rm -rf "$1.taken"; exit; }
 read -r place < "$1.$2/$2"
 printf 'minipar: %s (DIED)\\n' "$place" >&2
 rm -rf "$1.$2"
@@ -89,13 +89,13 @@ class Monitor:
     def take_word(self) -> bool:
         """Return whether this rank has the word: nobody else on its host has spoken, nor will."""
         if not self._has_word:
-            mine = self._word.with_name(f"{self._word.name}.{self.rank}")
+            taken = self._word.with_name(f"{self._word.name}.taken")
             try:
-                self._word.rename(mine)
+                self._word.rename(taken)
             except FileNotFoundError:
                 return False
-            shutil.rmtree(mine)
             self._has_word = True
+            shutil.rmtree(taken, ignore_errors=True)  # a monitor may be at it as well
         return True
 
     def finish(self) -> None:

@@ -110,7 +110,9 @@ class MPICommunicator(Communicator):
 
     def _begin(self, call: Call) -> None:
         """What comes before the data of every blocking collective: those issued earlier, and the check."""
-        self.journal.wait_begins(call)
+        journal = self.journal
+        journal.waiting_since = call.since  # a moment ago: one look at the clock is enough
+        journal.waiting = call
         if self._queue:
             self.start_queued()
         if self.checks:

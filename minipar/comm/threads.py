@@ -26,11 +26,15 @@ SMALL = 65536  # bytes over all ranks up to which the last to arrive does all sh
 
 
 class ThreadCommunicator(Communicator):
-    """One rank's communicator in a group of rank-threads; made by `launch` and by `split`."""
+    """One rank's communicator in a group of rank-threads; made by `launch` and by `split`.
+
+    Attributes:
+        fabric: what the ranks of the launch share.
+    """
 
     def __init__(self, fabric: Fabric, group: Group, rank: int, name: str) -> None:
         super().__init__(rank, group.members, name, fabric.journals[group.members[rank]])
-        self._fabric = fabric
+        self.fabric = fabric
         self._group = group
         self._world_rank = group.members[rank]
 
@@ -48,10 +52,10 @@ class ThreadCommunicator(Communicator):
         self._pass(step.ready, step, call, last)
         if not step.small:
             share(call, self.rank, step.given, step.outs)
-            with self._fabric.lock:
+            with self.fabric.lock:
                 step.working -= 1
                 if step.working == 0:
-                    self._fabric.open(step.end)
+                    self.fabric.open(step.end)
             self._pass(step.end, step, call)
         self._advance(step.finish)
 
@@ -59,23 +63,23 @@ class ThreadCommunicator(Communicator):
         synchronize(x)
         step, last = self._arrive(call, x, out, max(x.nbytes, out.nbytes))
         if last and step.error is None and self.size > 1:
-            with self._fabric.lock:
-                self._fabric.helping += 1
+            with self.fabric.lock:
+                self.fabric.helping += 1
                 if self._group.helper is None:
                     self._group.helper = ThreadPoolExecutor(1, f"{THREAD_PREFIX}{self.name}")
             self._group.helper.submit(self._help, call, step)
         elif last:
             if step.error is None:
                 share(call, 0, step.given, step.outs)
-            with self._fabric.lock:
-                self._fabric.open(step.end)
+            with self.fabric.lock:
+                self.fabric.open(step.end)
 
         def complete() -> Array:
             self._pass(step.end, step, call)
             self._advance(step.finish)
             return out
 
-        return ThreadWork(self._fabric, step.end, complete)
+        return ThreadWork(self.fabric, step.end, complete)
 
     def _help(self, call: Call, step: Round) -> None:
         """Run a whole collective in the helper thread, which is nobody's rank."""
@@ -84,9 +88,9 @@ class ThreadCommunicator(Communicator):
                 share(call, rank, step.given, step.outs)
         except Exception as error:
             step.error = error
-        with self._fabric.lock:
-            self._fabric.helping -= 1
-            self._fabric.open(step.end)
+        with self.fabric.lock:
+            self.fabric.helping -= 1
+            self.fabric.open(step.end)
 
     def _exchange(
         self, call: Call, given: Any, nbytes: int, combine: Callable[[list[Any]], Sequence[Any]]
@@ -101,7 +105,7 @@ class ThreadCommunicator(Communicator):
 
     def _arrive(self, call: Call, x: Any, out: Any, nbytes: int) -> tuple[Round, bool]:
         """Bring `x` to the round of this call's number; the last to arrive compares the calls."""
-        fabric, group = self._fabric, self._group
+        fabric, group = self.fabric, self._group
         with fabric.lock:
             fabric.raise_failure()
             step = group.rounds.get(call.number)
@@ -127,10 +131,10 @@ class ThreadCommunicator(Communicator):
 
     def _pass(self, gate: Gate, step: Round, call: Call, opens: bool = False) -> None:
         if opens:
-            with self._fabric.lock:
-                self._fabric.open(gate)
+            with self.fabric.lock:
+                self.fabric.open(gate)
         else:
-            self._fabric.wait(gate, self._world_rank, call)
+            self.fabric.wait(gate, self._world_rank, call)
         if step.error is not None:
             raise fresh(step.error)
 
@@ -179,27 +183,27 @@ class ThreadCommunicator(Communicator):
         if result is None:
             return None
         group, rank = result
-        return ThreadCommunicator(self._fabric, group, rank, f"{prefix}{color}")
+        return ThreadCommunicator(self.fabric, group, rank, f"{prefix}{color}")
 
     def abort(self, reason: str) -> None:
-        self._fabric.fail(self._world_rank, f"aborted: {reason}")
+        self.fabric.fail(self._world_rank, f"aborted: {reason}")
         error = CommunicationError(f"{self.journal.place()}: aborted: {reason}")
-        raise self._fabric.with_parting(error)
+        raise self.fabric.with_parting(error)
 
     # Point to point -----------------------------------------------------------------------------------
 
     def _isend(self, call: Call, x: Array) -> Work:
         synchronize(x)
-        sent = Message(call, x, self._fabric.times[self._world_rank])
+        sent = Message(call, x, self.fabric.times[self._world_rank])
         received = self._post(sent, (self.rank, call.peer or 0, call.tag or 0), side=0)
         if received is not None:
             self._deliver(sent, received)
 
         def complete() -> None:
-            self._fabric.wait(sent.gate, self._world_rank, call)
+            self.fabric.wait(sent.gate, self._world_rank, call)
             self._finish(sent)
 
-        return ThreadWork(self._fabric, sent.gate, complete)
+        return ThreadWork(self.fabric, sent.gate, complete)
 
     def _irecv(self, call: Call, out: Array | None) -> Work:
         received = Message(call, out, 0.0)
@@ -208,19 +212,19 @@ class ThreadCommunicator(Communicator):
             self._deliver(sent, received)
 
         def complete() -> Array:
-            self._fabric.wait(received.gate, self._world_rank, call)
+            self.fabric.wait(received.gate, self._world_rank, call)
             self._finish(received)
             array = received.array
             assert array is not None
             self._add("recv", 0, array.size, array.nbytes)
             return array
 
-        return ThreadWork(self._fabric, received.gate, complete)
+        return ThreadWork(self.fabric, received.gate, complete)
 
     def _post(self, message: Message, key: tuple[int, int, int], side: int) -> Message | None:
         """Take the oldest message of the other side off the mailbox, or leave `message` there."""
-        with self._fabric.lock:
-            self._fabric.raise_failure()
+        with self.fabric.lock:
+            self.fabric.raise_failure()
             box = self._group.mail.setdefault(key, (deque(), deque()))
             if box[1 - side]:
                 return box[1 - side].popleft()
@@ -242,13 +246,13 @@ class ThreadCommunicator(Communicator):
         else:
             out[...] = x
         synchronize(x)
-        clock = self._fabric.clock
+        clock = self.fabric.clock
         if clock is not None:
             sent.time += clock.message(x.nbytes)
         received.time = sent.time
-        with self._fabric.lock:
-            self._fabric.open(sent.gate)
-            self._fabric.open(received.gate)
+        with self.fabric.lock:
+            self.fabric.open(sent.gate)
+            self.fabric.open(received.gate)
 
     def _finish(self, message: Message) -> None:
         if message.error is not None:
@@ -259,14 +263,14 @@ class ThreadCommunicator(Communicator):
 
     def _advance(self, time: float) -> None:
         """Move this rank's virtual time on to `time`, if that is later."""
-        times = self._fabric.times
+        times = self.fabric.times
         times[self._world_rank] = max(times[self._world_rank], time)
 
     def compute(self, seconds: float) -> None:
-        self._fabric.times[self._world_rank] += seconds
+        self.fabric.times[self._world_rank] += seconds
 
     def now(self) -> float:
-        return super().now() if self._fabric.clock is None else self._fabric.times[self._world_rank]
+        return super().now() if self.fabric.clock is None else self.fabric.times[self._world_rank]
 
 
 class ThreadWork(Work):

@@ -36,6 +36,11 @@ def rows(x: Array) -> Array:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def by_channel(x: Array) -> Array:
+    """x (N, C, *) as (N, C, S): the positions of a channel in one axis, without a copy where strides allow it."""
+    return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+
+
 def window_count(size: int, kernel: int, stride: int, padding: int, dilation: int = 1) -> int:
     """How many windows of `kernel` taps fit in `size` elements: the output size of a convolution or pool.
 

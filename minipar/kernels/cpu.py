@@ -11,6 +11,7 @@ from minipar.kernels.cpu_conv import (
     conv2d_backward_weight,
 )
 from minipar.kernels.cpu_gelu import gelu, gelu_backward
+from minipar.kernels.cpu_group_norm import group_norm, group_norm_backward
 from minipar.kernels.cpu_linear import (
     bias_add_,
     embedding,
@@ -38,8 +39,8 @@ __all__ = [
     "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_",
     "col2im", "conv2d", "conv2d_backward_bias", "conv2d_backward_input", "conv2d_backward_weight",
     "cross_entropy", "cross_entropy_backward", "dropout_mask", "embedding", "embedding_backward", "gelu",
-    "gelu_backward", "im2col", "layer_norm", "layer_norm_backward", "linear", "linear_backward_bias",
-    "linear_backward_input", "linear_backward_weight", "log_softmax", "log_softmax_backward", "max_pool2d",
-    "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_", "softmax", "softmax_backward",
-    "splitmix64",
+    "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",
+    "linear", "linear_backward_bias", "linear_backward_input", "linear_backward_weight", "log_softmax",
+    "log_softmax_backward", "max_pool2d", "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_",
+    "softmax", "softmax_backward", "splitmix64",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ import numpy as np
 
 from minipar.kernels.common import Array, Pair, check_conv, output_size, widen
 from minipar.kernels.cpu_blocks import blocks
-from minipar.kernels.cpu_conv_layout import Layout
+from minipar.kernels.cpu_conv_layout import Layout, layout_of
 
 BLOCK_BYTES = 2 * 1024 * 1024  # what U and Z of one block of samples may take
 
@@ -44,7 +44,7 @@ def conv2d(
         if bias is not None:
             y += start[:, None, None]
         return y.astype(x.dtype, copy=False), None
-    layout = Layout(x.shape, weight.shape[2:], size, stride, padding, dilation)
+    layout = layout_of(x.shape[1:], weight.shape[2:], size, stride, padding, dilation)
     stacked = [_stack(w, rows, groups) for rows in layout.row_taps]
     for span, block in _blocks(layout, len(x), len(weight), groups, xs.dtype):
         block.fill(xs[span])
@@ -70,7 +70,7 @@ def conv2d_backward_input(
     if _is_pointwise(weight.shape[2:], stride, padding):
         np.matmul(_by_group(w, groups).swapaxes(1, 2), _pixels(gs, groups), out=_pixels(dx, groups))
         return dx.astype(g.dtype, copy=False)
-    layout = Layout(x_shape, weight.shape[2:], g.shape[2:], stride, padding, dilation)
+    layout = layout_of(x_shape[1:], weight.shape[2:], g.shape[2:], stride, padding, dilation)
     stacked = [_stack(w, rows, groups).swapaxes(1, 2) for rows in layout.row_taps]
     for span, block in _blocks(layout, len(g), len(weight), groups, gs.dtype):
         block.outputs()[...] = gs[span]
@@ -94,7 +94,7 @@ def conv2d_backward_weight(
 ) -> Array:
     """See plain.conv2d_backward_weight."""
     gs, xs, out, per_group = widen(g), widen(x), g.shape[1], x.shape[1] // groups
-    layout = Layout(x.shape, kernel, g.shape[2:], stride, padding, dilation)
+    layout = layout_of(x.shape[1:], kernel, g.shape[2:], stride, padding, dilation)
     height, width = out // groups, per_group * kernel[1]
     stacked = [np.zeros((groups, len(rows) * height, width), gs.dtype) for rows in layout.row_taps]
     for span, block in _blocks(layout, len(g), out, groups, gs.dtype):

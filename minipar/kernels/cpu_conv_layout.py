@@ -12,9 +12,12 @@ s·s phases (even and odd rows and columns, for 2) first, each of which is read 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 from minipar.kernels.common import Array, Pair
+
+Pair3 = tuple[int, int, int]  # (C, H, W)
 
 
 class Axis:
@@ -50,6 +53,12 @@ class Axis:
         return slice(start - self.first, stop - self.first), slice(origin, end, self.stride)
 
 
+@functools.lru_cache(maxsize=256)
+def layout_of(image: Pair3, kernel: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Layout:
+    """Return the layout for images (C, H, W); it never changes, so calls and ranks share it."""
+    return Layout(image, kernel, size, stride, padding, dilation)
+
+
 class Layout:
     """Where the elements of (N, C, H, W) images lie for one convolution.
 
@@ -60,12 +69,12 @@ class Layout:
         column_taps: (column phase, shift) of each tap column. row_reach: the largest shift of a tap row.
     """
 
-    def __init__(self, x_shape, kernel: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair):
+    def __init__(self, image: Pair3, kernel: Pair, size: Pair, stride: Pair, padding: Pair, dilation: Pair):
         self.rows, self.columns = (
-            Axis(x_shape[2 + i], size[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)
+            Axis(image[1 + i], size[i], kernel[i], stride[i], padding[i], dilation[i]) for i in (0, 1)
         )
         rows, columns = self.rows, self.columns
-        self.channels, self.area = x_shape[1], rows.pitch * columns.pitch
+        self.channels, self.area = image[0], rows.pitch * columns.pitch
         self.phases = len(rows.phases), len(columns.phases)
         self.row_taps = [
             tuple((i, offset * columns.pitch) for i, (phase, offset) in enumerate(rows.taps) if phase == here)
@@ -74,6 +83,11 @@ class Layout:
         self.column_taps = [(columns.phases.index(phase), offset) for phase, offset in columns.taps]
         self.row_reach = rows.taps[-1][1] * columns.pitch
         self.base = rows.first * columns.pitch + columns.first  # zeros before the first sample
+        self.parts = [
+            (r, c, *zip(rows.data(row_phase), columns.data(column_phase)))
+            for r, row_phase in enumerate(rows.phases)
+            for c, column_phase in enumerate(columns.phases)
+        ]  # (row phase, column phase, its place in the layout, its place in the image)
 
     def length(self, samples: int) -> int:
         """Elements of one channel of some samples, with all that the furthest tap reads."""
@@ -84,10 +98,8 @@ class Layout:
         (its data in the layout, the same elements of x), both (C, n, rows, columns)."""
         inside = images[..., self.base : self.base + len(x) * self.area]
         inside = inside.reshape(*inside.shape[:3], len(x), self.rows.pitch, self.columns.pitch)
-        for r, row_phase in enumerate(self.rows.phases):
-            for c, column_phase in enumerate(self.columns.phases):
-                (lay_r, img_r), (lay_c, img_c) = self.rows.data(row_phase), self.columns.data(column_phase)
-                yield inside[r, c][..., lay_r, lay_c], x.swapaxes(0, 1)[..., img_r, img_c]
+        for r, c, (lay_r, lay_c), (img_r, img_c) in self.parts:
+            yield inside[r, c][..., lay_r, lay_c], x.swapaxes(0, 1)[..., img_r, img_c]
 
     def outputs(self, flat: Array) -> Array:
         """The outputs among flat positions (O, n · area), as a view (n, O, OH, OW)."""

@@ -25,7 +25,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
         a, z, m, r = xs[span], y[span], mean[span], rstd[span]
         np.matmul(a, average, out=m[:, 0])
         np.subtract(a, m, out=z)
-        _inverse_root_mean_square(z, eps, r)
+        inverse_root_mean_square(z, eps, r[:, 0])
         z *= r
         if weight is not None:
             z *= weight
@@ -55,7 +55,7 @@ def rms_norm(x: Array, weight: Array | None, eps: float) -> tuple[Array, Array]:
     y, rstd = np.empty((count, width), dtype), np.empty((count, 1), dtype)
     for span in blocks(count, row_block(width, dtype, 2)):
         a, z, r = xs[span], y[span], rstd[span]
-        _inverse_root_mean_square(a, eps, r)
+        inverse_root_mean_square(a, eps, r[:, 0])
         np.multiply(a, r, out=z)
         if weight is not None:
             z *= weight
@@ -110,9 +110,9 @@ def _backward(
     return dx.reshape(x.shape), None if weight is None else dscale.astype(weight.dtype, copy=False), dbias
 
 
-def _inverse_root_mean_square(z: Array, eps: float, out: Array) -> None:
-    """out (R, 1) = 1 / sqrt(mean(z²) + eps) for each row of z (R, C)."""
-    np.vecdot(z, z, out=out[:, 0])
+def inverse_root_mean_square(z: Array, eps: float, out: Array) -> None:
+    """out (...) = 1 / sqrt(mean(z²) + eps) for each row of z (..., C)."""
+    np.vecdot(z, z, out=out)
     out /= z.shape[-1]
     out += eps
     np.sqrt(out, out=out)

@@ -17,7 +17,16 @@ import math
 import numpy as np
 
 from minipar.backend import array_module
-from minipar.kernels.common import GELU_A, GELU_B, Array, check_attention, check_indices, rows, widen
+from minipar.kernels.common import (
+    GELU_A,
+    GELU_B,
+    Array,
+    by_channel,
+    check_attention,
+    check_indices,
+    rows,
+    widen,
+)
 from minipar.kernels.plain_conv import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -46,10 +55,10 @@ __all__ = [
     "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_",
     "col2im", "conv2d", "conv2d_backward_bias", "conv2d_backward_input", "conv2d_backward_weight",
     "cross_entropy", "cross_entropy_backward", "dropout_mask", "embedding", "embedding_backward", "gelu",
-    "gelu_backward", "im2col", "layer_norm", "layer_norm_backward", "linear", "linear_backward_bias",
-    "linear_backward_input", "linear_backward_weight", "log_softmax", "log_softmax_backward", "max_pool2d",
-    "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_", "softmax", "softmax_backward",
-    "splitmix64",
+    "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",
+    "linear", "linear_backward_bias", "linear_backward_input", "linear_backward_weight", "log_softmax",
+    "log_softmax_backward", "max_pool2d", "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_",
+    "softmax", "softmax_backward", "splitmix64",
 ]  # fmt: skip
 
 
@@ -140,6 +149,39 @@ def rms_norm_backward(g: Array, x: Array, rstd: Array, weight: Array | None) -> 
     dx = rstd * (gw - xhat * (gw * xhat).mean(-1, keepdims=True))
     dweight = None if weight is None else _like(rows(up * xhat).sum(0), weight.dtype)
     return _like(dx, x.dtype), dweight
+
+
+def group_norm(
+    x: Array, groups: int, weight: Array | None, bias: Array | None, eps: float
+) -> tuple[Array, Array, Array]:
+    """Wu & He 2018: x (N, C, *) normalised over each of `groups` groups of channels and all their positions.
+
+    Returns (y (N, C, *), mean (N, G), rstd (N, G)), the last two in the working precision. The variance is
+    without Bessel's correction; weight and bias are (C,).
+    """
+    w = by_channel(widen(x))
+    per_group = (len(x), groups, w.shape[1] // groups * w.shape[2])
+    normal, mean, rstd = layer_norm(w.reshape(per_group), None, None, eps)
+    y = normal.reshape(w.shape)
+    if weight is not None:
+        y = y * widen(weight)[:, None]
+    if bias is not None:
+        y = y + widen(bias)[:, None]
+    return _like(y.reshape(x.shape), x.dtype), mean[..., 0], rstd[..., 0]
+
+
+def group_norm_backward(
+    g: Array, x: Array, mean: Array, rstd: Array, weight: Array | None
+) -> tuple[Array, Array | None, Array]:
+    """(dx (N, C, *), dweight (C,) or None without a weight, dbias (C,))."""
+    up, w = by_channel(widen(g)), by_channel(widen(x))
+    per_group = (*mean.shape, w.shape[1] // mean.shape[1] * w.shape[2])
+    xhat = (w.reshape(per_group) - mean[..., None]) * rstd[..., None]
+    gw = (up if weight is None else up * widen(weight)[:, None]).reshape(per_group)
+    dx = gw - gw.mean(-1, keepdims=True) - xhat * (gw * xhat).mean(-1, keepdims=True)
+    kind = g.dtype if weight is None else weight.dtype
+    dweight = None if weight is None else _like((up * xhat.reshape(w.shape)).sum((0, 2)), kind)
+    return _like((dx * rstd[..., None]).reshape(x.shape), x.dtype), dweight, _like(up.sum((0, 2)), kind)
 
 
 # ---- softmax and cross-entropy -----------------------------------------------------------------------

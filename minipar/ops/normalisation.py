@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,36 +72,16 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     Raises:
         ValueError: `groups` does not divide C.
     """
-    n, c = x.shape[:2]
+    c = x.shape[1]
     if groups < 1 or c % groups:
         raise ValueError(f"group_norm: {groups} groups do not divide {c} channels")
     _check_channels("group_norm", c, weight=_values(weight), bias=bias)
     k = kernels.of(x)
-    rows = x.reshape(n, groups, math.prod(x.shape[1:]) // groups)  # a layer norm over each row
-    normal, _, rstd = k.layer_norm(rows, None, None, eps)
-    xhat = normal.reshape(x.shape)
-    channel = (1, c) + (1,) * (x.ndim - 2)
-    y = xhat
-    if weight is not None:
-        y = y * weight.data.reshape(channel)
-    if bias is not None:
-        y = y + bias.reshape(channel)
+    y, mean, rstd = k.group_norm(x, groups, _values(weight), bias, eps)
 
     def vjp(g: Array) -> Any:
-        others = (0, *range(2, x.ndim))
-
-        def input_gradient() -> Array:
-            scaled = g if weight is None else g * weight.data.reshape(channel)
-            dy = scaled.reshape(rows.shape)
-            inner = (dy * normal).mean(axis=-1, keepdims=True)
-            return (rstd * (dy - dy.mean(axis=-1, keepdims=True) - normal * inner)).reshape(x.shape)
-
-        return (
-            input_gradient,
-            None,
-            lambda: (g * xhat).sum(axis=others),
-            lambda: g.sum(axis=others),
-        )
+        dx, dweight, dbias = k.group_norm_backward(g, x, mean, rstd, _values(weight))
+        return dx, None, dweight, None if bias is None else dbias
 
     return y, vjp
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from minipar.agreement import agreed
-from minipar.data.tiles import check_tiles
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import Model
@@ -26,6 +25,7 @@ from minipar.parallel.pipeline.action import Schedule, sizes
 from minipar.parallel.pipeline.executor import Executor
 from minipar.parallel.pipeline.resolve import resolve_schedule
 from minipar.parallel.pipeline.stage import Stage, check_cuts
+from minipar.parallel.pipeline.tile_check import check_tiles
 from minipar.parallel.strategies import (
     AveragedParameters,
     ByOwner,

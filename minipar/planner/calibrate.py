@@ -13,6 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,12 @@ from minipar.config import TrainConfig
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, Machine, Measured, Rate, Table
 from minipar.planner.measure_ops import REPEATS, kinds, measure_bandwidth, measure_kind, measure_updates
-from minipar.planner.shapes import shape_of
+from minipar.planner.shapes import Shape, shape_of
 from minipar.planner.step_time import predict
 from minipar.training import Job, load_data
 
 SIZES = (8, 4096, 65_536, 524_288, 4_194_304)  # bytes of the whole vector
 OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
-STEPS = 60
 
 Points = list[tuple[float, float]]
 
@@ -114,21 +114,49 @@ def measure_overlap(comm: Communicator) -> float:
     return float(np.clip(comm.all_reduce(np.array([hidden]))[0] / comm.size, 0.0, 1.0))
 
 
-def measure_step(comm: Communicator, machine: Machine, dtype: str) -> float:
-    """Return the seconds of a training step that belong to no operation: batches, records, Python.
+def step_alone(comm: Communicator, config: TrainConfig) -> tuple[float, Shape]:
+    """Return the seconds of a step that each rank trains by itself, all at once, and the model's shape.
 
-    A tiny MLP is trained on each rank alone; what its step takes beyond the prediction is this.
+    By the process' own clock, which counts the thread that makes batches and nothing of other programs.
     """
     alone = comm.split(comm.rank)
     assert alone is not None
-    config = TrainConfig(
-        model="mlp", data="digits", width=32, layers=3, batch=16, steps=STEPS, dtype=dtype, device="cpu"
-    ).resolved()
-    job = Job(config, alone, load_data(config))
-    seconds = [record.seconds for record in job.train()]
+    resolved = config.resolved()
+    job = Job(resolved, alone, load_data(resolved))
+    run = job.train()
+    next(run)  # which makes the optimizer's state
+    seconds = []
+    for _ in run:
+        seconds.append(time.process_time())
     step = float(np.quantile(np.diff(seconds), 0.25))
-    predicted = predict(shape_of("mlp", job.model.config), machine, Layout(), 16, PRECISIONS[dtype]).seconds  # type: ignore[attr-defined]
-    return max(0.0, float(comm.all_reduce(np.array([step - predicted]))[0]) / comm.size)
+    shape = shape_of(config.model, job.model.config)  # type: ignore[attr-defined]
+    return float(comm.all_reduce(np.array([step]))[0]) / comm.size, shape
+
+
+def measure_steps(comm: Communicator, machine: Machine, dtype: str) -> tuple[float, dict[str, float]]:
+    """Return what single operations do not tell: `Measured.step`, and `Measured.context` by model.
+
+    A tiny MLP gives the seconds that belong to no operation. One small model of each kind then tells how much
+    longer its operations take within a step.
+    """
+
+    def config(model: str, steps: int, **sizes: Any) -> TrainConfig:
+        return TrainConfig(model=model, steps=steps, dtype=dtype, device="cpu", **sizes)
+
+    batch = 16
+    seconds, shape = step_alone(comm, config("mlp", 60, width=32, layers=2, batch=batch))
+    fixed = max(0.0, seconds - predict(shape, machine, Layout(), batch, PRECISIONS[dtype]).seconds)
+    references = {
+        "mlp": (config("mlp", 30, width=256, layers=4, batch=256), 256),
+        "convnet": (config("convnet", 14), 64),
+        "gpt": (config("gpt", 8, batch=8), 8),
+    }
+    context = {}
+    for model, (settings, batch) in references.items():
+        seconds, shape = step_alone(comm, settings)
+        expected = predict(shape, machine, Layout(), batch, PRECISIONS[dtype])
+        context[model] = max(0.5, (seconds - fixed - expected.update) / expected.compute)
+    return fixed, context
 
 
 def calibrate(
@@ -182,13 +210,7 @@ def calibrate(
         node_ranks=comm.size, node=link, cluster=link,
         measured=Measured(comm.size, dtype, ops, fits, residuals, samples),
     )  # fmt: skip
-    tell("a whole training step")
-    return with_step(machine, measure_step(comm, machine, dtype))
-
-
-def with_step(machine: Machine, seconds: float) -> Machine:
-    """Return the machine with this many seconds a step that belong to no operation."""
-    from dataclasses import replace
-
+    tell("whole training steps")
+    fixed, context = measure_steps(comm, machine, dtype)
     assert machine.measured is not None
-    return replace(machine, measured=replace(machine.measured, step=seconds))
+    return replace(machine, measured=replace(machine.measured, step=fixed, context=context))

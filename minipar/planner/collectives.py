@@ -86,8 +86,13 @@ def collective(machine: Machine, operation: str, n_bytes: float, group: Group) -
     if cost is None:
         cost = _split(_two_levels(machine, operation, n_bytes, group), link_of(machine, group).overlap)
     if machine.wire is not None:
-        cost += Cost(0.0, on_link(operation, n_bytes, group.ranks, machine.wire))
+        cost = _on_wire(cost, on_link(operation, n_bytes, group.ranks, machine.wire))
     return cost
+
+
+def _on_wire(cost: Cost, seconds: float) -> Cost:
+    """Return the cost behind an imitated network: what is copied meanwhile is on the wire at the same time."""
+    return Cost(cost.busy, max(cost.wire, seconds - cost.busy))
 
 
 def _measured(machine: Machine, operation: str, n_bytes: float, group: Group) -> Cost | None:
@@ -119,5 +124,5 @@ def message(machine: Machine, n_bytes: float, group: Group) -> Cost:
     if cost is None:
         cost = _split(link.alpha + link.beta * n_bytes, link.overlap)
     if machine.wire is not None:
-        cost += Cost(0.0, machine.wire.alpha + machine.wire.beta * n_bytes)
+        cost = _on_wire(cost, machine.wire.alpha + machine.wire.beta * n_bytes)
     return cost

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,8 @@ class Measured:
         residuals: {operation: {ranks: largest relative error of the fit}}.
         samples: {operation: {ranks: [(bytes, seconds)]}}: what was fitted.
         step: seconds of every training step that belong to no operation (batches, records, Python).
+        context: by model, how much longer its operations take one after another in a step than each by itself,
+            with its own data still in the caches.
     """
 
     ranks: int
@@ -103,11 +105,21 @@ class Measured:
     residuals: Mapping[str, Mapping[int, float]]
     samples: Mapping[str, Mapping[int, list[tuple[float, float]]]]
     step: float = 0.0
+    context: Mapping[str, float] = field(default_factory=dict)
 
     def collective(self, operation: str, n_bytes: float, ranks: int) -> float | None:
-        """Return α + βn of the fit for this many ranks; None if it was not measured."""
-        fit = self.fits.get(operation, {}).get(ranks)
-        return None if fit is None else fit[0] + fit[1] * n_bytes
+        """Return the seconds of a collective on this many ranks; None if it was not measured.
+
+        Between the measured sizes they are interpolated, beyond them α + βn goes on from the nearest: a fit over
+        five orders of magnitude is a good picture and a poor clock, since caches end within them.
+        """
+        points = self.samples.get(operation, {}).get(ranks)
+        if not points:
+            return None
+        if n_bytes > points[-1][0]:
+            return points[-1][1] * n_bytes / points[-1][0]
+        sizes, seconds = zip(*points)
+        return float(np.exp(np.interp(np.log(max(n_bytes, 1.0)), np.log(sizes), np.log(seconds))))
 
 
 @dataclass(frozen=True)
@@ -234,6 +246,7 @@ def _measured(found: dict[str, Any]) -> Measured:
         int(found["ranks"]), str(found["dtype"]), ops,
         by_ranks(found["fits"], lambda v: (float(v[0]), float(v[1]))), by_ranks(found["residuals"], float),
         by_ranks(found["samples"], lambda rows: [(float(n), float(s)) for n, s in rows]), float(found["step"]),
+        {model: float(x) for model, x in found["context"].items()},
     )  # fmt: skip
 
 

@@ -9,8 +9,7 @@ the others: schedule, microbatches, and recomputation only where memory asks for
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from minipar.errors import UsageError
@@ -24,6 +23,7 @@ from minipar.planner.traffic import traffic
 
 SCHEDULES = ("1f1b", "gpipe", "zb-h1", "interleaved")
 PIECES = (1, 2, 4, 8, 16)  # samples of a microbatch that are tried
+SMALL = 16  # ranks up to which every variant is looked at
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def _variants(p: Plan, dp: int, pp: int, tp: int, zero: int) -> Iterator[list[La
     mine = -(-p.batch // dp)  # samples of a rank
     sequence = tp > 1 and p.shape.model == "gpt"
     base = Layout(dp, pp, tp, zero)
-    bases = [base, replace(base, sequence_parallel=True)] if sequence and p.ranks <= 16 else [base]
-    if sequence and p.ranks > 16:  # it costs nothing and saves memory
+    bases = [base, replace(base, sequence_parallel=True)] if sequence and p.ranks <= SMALL else [base]
+    if sequence and p.ranks > SMALL:  # it costs nothing and saves memory
         bases = [replace(base, sequence_parallel=True)]
     for base in bases:
         if pp == 1:
@@ -162,8 +162,11 @@ def _variants(p: Plan, dp: int, pp: int, tp: int, zero: int) -> Iterator[list[La
                 replace(base, microbatches=m, recompute=again) for again in (False, True) for m in pieces
             ]
             continue
-        counts = sorted({-(-mine // b) for b in PIECES[:3]} | {m for m in (pp, 2 * pp, 4 * pp) if m <= mine})
+        few = {m for m in (pp, 2 * pp, 4 * pp) if m <= mine} if p.ranks <= SMALL else set()
+        counts = sorted({-(-mine // b) for b in PIECES[:3]} | few)
         for schedule in SCHEDULES:
+            if schedule == "gpipe" and p.ranks > SMALL:
+                continue  # as long as 1f1b, with more memory
             chunks = 2 if schedule == "interleaved" else 1
             if pp * chunks > len(p.shape.blocks(1)):
                 continue
@@ -198,7 +201,3 @@ def _best_variant(p: Plan, dp: int, pp: int, tp: int, zero: int) -> Candidate | 
         return None
     return replace(best, traffic=traffic(p.shape, best.layout, p.batch, p.precision))
 
-
-def kinds(candidates: Sequence[Candidate]) -> Counter[str]:
-    """Return how many of the layouts use each axis."""
-    return Counter(axis for c in candidates for axis in ("dp", "pp", "tp") if getattr(c.layout, axis) > 1)

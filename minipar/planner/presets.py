@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minipar.errors import UsageError
+from minipar.models import GPTConfig
 from minipar.planner.machine import Link, Machine, Rate
 
 REACHED_MATMUL, REACHED_MEMORY, REACHED_LINK = 0.75, 0.70, 0.80
@@ -82,3 +83,23 @@ def preset(name: str, network: str | None = None) -> Machine:
         node_ranks=gpu.node_ranks, node=Link(NVLINK_ALPHA, 1 / (REACHED_LINK * gpu.link)),
         cluster=Link(alpha, 1 / (REACHED_LINK * bandwidth)),
     )  # fmt: skip
+
+
+# vocabulary, tokens, width, layers, heads
+MODELS: dict[str, GPTConfig] = {
+    # Radford et al. 2019, table 2.
+    "gpt2": GPTConfig(50257, 1024, 768, 12, 12),
+    "gpt2-xl": GPTConfig(50257, 1024, 1600, 48, 25),
+    # Brown et al. 2020, table 2.1.
+    "gpt3-6.7b": GPTConfig(50257, 2048, 4096, 32, 32),
+    "gpt3-13b": GPTConfig(50257, 2048, 5120, 40, 40),
+    "gpt-175b": GPTConfig(50257, 2048, 12288, 96, 96),
+    # Narayanan et al. 2021, table 1.
+    "megatron-18b": GPTConfig(51200, 2048, 6144, 40, 48),
+    "megatron-145b": GPTConfig(51200, 2048, 12288, 80, 96),
+    "megatron-530b": GPTConfig(51200, 2048, 20480, 105, 128),
+    "megatron-1t": GPTConfig(51200, 2048, 25600, 128, 160),
+}
+BATCHES = {"gpt2": 512, "gpt2-xl": 512, "gpt3-6.7b": 1024, "gpt3-13b": 1024, "gpt-175b": 1536, "megatron-18b": 1024,
+           "megatron-145b": 2304, "megatron-530b": 2520, "megatron-1t": 3072}  # fmt: skip
+"""Samples of a batch: those of the papers, about 1 to 3 million tokens."""

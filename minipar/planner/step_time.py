@@ -122,18 +122,22 @@ class Passes:
 
 
 def passes(
-    blocks: Sequence[Block], machine: Machine, layout: Layout, precision: Precision
+    blocks: Sequence[Block], machine: Machine, layout: Layout, precision: Precision, model: str = ""
 ) -> list[Passes]:
     """Return the passes of each block, tensor-parallel sums included; alike blocks are looked at once.
 
     Recomputation runs a block's forward again before its backward, its sums as well.
+
+    Args:
+        model: whose blocks they are, for what a measured machine knows of it.
     """
+    longer = 1.0 if machine.measured is None else machine.measured.context.get(model, 1.0)
     known: dict[int, Passes] = {}
     for block in blocks:
         if id(block) in known:
             continue
         f, i, w = (
-            sum(op_seconds(op, work, machine, precision) for op in block.ops)
+            longer * sum(op_seconds(op, work, machine, precision) for op in block.ops)
             for work in ("forward", "input", "weight")
         )
         ahead = tensor_messages(block, "forward", machine, layout, precision)
@@ -304,7 +308,7 @@ def predict(
     )
     fixed += small.total
     if layout.pp == 1:
-        parts = passes(blocks, machine, layout, precision)
+        parts = passes(blocks, machine, layout, precision, shape.model)
         one = together(parts)
         k = layout.microbatches
         extra = accumulation(sum(b.parameters for b in blocks), machine, precision)
@@ -315,15 +319,17 @@ def predict(
         return Step(
             compute + exposed + last + fixed, compute, k * one.messages, exposed, last, fixed, 0.0
         )
-    return _pipelined(blocks, machine, layout, precision, fixed, scattered)
+    return _pipelined(shape.model, blocks, machine, layout, precision, fixed, scattered)
 
 
 def _pipelined(
-    blocks: Sequence[Block], machine: Machine, layout: Layout, precision: Precision, fixed: float, scattered: bool
-) -> Step:
+    model: str, blocks: Sequence[Block], machine: Machine, layout: Layout, precision: Precision, fixed: float,
+    scattered: bool,
+) -> Step:  # fmt: skip
     p, v, m = layout.pp, layout.chunks, layout.microbatches
     stages = stage_blocks(blocks, layout)
-    one_of = {id(b): part for b, part in zip(blocks, passes(blocks, machine, layout, precision))}
+    found = passes(blocks, machine, layout, precision, model)
+    one_of = {id(b): part for b, part in zip(blocks, found)}
     virtual: list[Passes] = []
     for chunk in range(v):
         for stage in range(p):

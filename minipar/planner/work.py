@@ -185,14 +185,11 @@ def convolution(
 
 
 def group_norm(samples: int, channels: int, size: int, groups: int) -> Op:
-    """(N, C, H, W) normalised within groups of channels; the same moves as layer norm.
-
-    Kept are the normalised values beside the input, and one number a group.
-    """
+    """(N, C, H, W) normalised within groups of channels; the same moves as layer norm."""
     n = samples * channels * size * size
     return Op(
         "group_norm", (samples, channels, size), moved=(2.0 * n, 3.0 * n, float(n)),
-        saved=2.0 * n + samples * groups, parameters=(channels, channels),
+        saved=n + 2.0 * samples * groups, parameters=(channels, channels),
     )  # fmt: skip
 
 

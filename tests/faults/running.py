@@ -116,14 +116,19 @@ def mpirun(ranks: int, module: str, *words: str, **options: object) -> Outcome:
     return run([program, "-n", str(ranks), sys.executable, "-m", module, *words], **options)  # type: ignore[arg-type]
 
 
-def python(module: str, *words: str, **options: object) -> Outcome:
+def python_command(module: str, *words: object) -> list[str]:
+    """Return `python -m module words`."""
+    return [sys.executable, "-m", module, *map(str, words)]
+
+
+def python(module: str, *words: object, **options: object) -> Outcome:
     """`python -m module words`."""
-    return run([sys.executable, "-m", module, *words], **options)  # type: ignore[arg-type]
+    return run(python_command(module, *words), **options)  # type: ignore[arg-type]
 
 
 def minipar(*words: object, **options: object) -> Outcome:
     """`minipar words`, as a process of its own."""
-    return python("minipar", *map(str, words), **options)
+    return python("minipar", *words, **options)
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for orphans in /proc")

@@ -11,6 +11,7 @@ counted. Prints the worst relative errors of each group and what is refused, and
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -115,10 +116,11 @@ def under_mpi(world: Communicator) -> Runner:
             groups[case.ranks] = world.split(0 if world.rank < case.ranks else None)
         part, outcome = groups[case.ranks], None
         if part is not None:
-            try:
-                outcome = verify(settings(case.kind, **case.options), part)
-            except UsageError as error:
-                outcome = error
+            with communicators_freed():
+                try:
+                    outcome = verify(settings(case.kind, **case.options), part)
+                except UsageError as error:
+                    outcome = error
         outcome = world.broadcast_object(outcome)
         if isinstance(outcome, UsageError):
             raise outcome
@@ -126,6 +128,28 @@ def under_mpi(world: Communicator) -> Runner:
         return outcome
 
     return run
+
+
+@contextlib.contextmanager
+def communicators_freed() -> Iterator[None]:
+    """Free the communicators that are made inside: MPICH has 2048 for a process, and a verification takes 16."""
+    from minipar.comm.mpi import MPICommunicator
+
+    made: list[MPICommunicator] = []
+    begin = MPICommunicator.__init__
+
+    def noted(self: MPICommunicator, *arguments: Any) -> None:
+        begin(self, *arguments)
+        made.append(self)
+
+    MPICommunicator.__init__ = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        MPICommunicator.__init__ = begin  # type: ignore[method-assign]
+        for comm in made:  # in the order of their making, which is the same on all of their ranks
+            comm.side.Free()
+            comm.mpi.Free()
 
 
 def judge(case: Case, run: Runner, found: Found) -> str | None:
@@ -162,7 +186,9 @@ def main(words: list[str]) -> int:
     groups: dict[str, Found] = {}
     failures = []
     start = time.monotonic()
-    for case in fitting:
+    for done, case in enumerate(fitting):
+        if world.rank == 0 and done and done % 100 == 0:
+            print(f"{done} of {len(fitting)} after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
         found = groups.setdefault(case.group, Found())
         wrong = judge(case, run, found)
         if wrong is None:

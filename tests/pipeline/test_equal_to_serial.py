@@ -35,6 +35,10 @@ def test_dropout_and_more_microbatches_than_samples() -> None:
     prove(2, "gpt", pp=2, microbatches=12, dropout=0.2, recompute=True)
 
 
+def test_replicas_of_a_pipeline_accumulate() -> None:
+    prove(4, "gpt", dp=2, pp=2, accumulate=3)
+
+
 LAYOUTS = [
     (2, 2, 2, 0, "1f1b"), (2, 2, 2, 1, "zb-h1"), (1, 4, 2, 0, "gpipe"), (4, 2, 1, 1, "interleaved"),
     (1, 8, 1, 0, "1f1b"), (8, 1, 1, 1, None), (1, 1, 8, 0, None), (2, 1, 4, 1, None), (1, 2, 4, 0, "interleaved"),

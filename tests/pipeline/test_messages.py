@@ -70,6 +70,31 @@ def test_live_activations_are_the_formulas(schedule: str, p: int, m: int) -> Non
     assert minipar.launch(run, p, timeout=30) == expected
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recompute_runs_each_block_forward_again(recompute: bool) -> None:
+    config = settings("mlp", pp=2, microbatches=3, recompute=recompute)
+
+    def run() -> list[int]:
+        job = Job(config, minipar.world())
+        blocks = job.strategy.stage.blocks  # type: ignore[attr-defined]
+        calls = [0] * len(blocks)
+
+        def counted(i: int, forward: Any) -> Any:
+            def call(x: Any) -> Any:
+                calls[i] += 1
+                return forward(x)
+
+            return call
+
+        for i, block in enumerate(blocks):
+            block.forward = counted(i, block.forward)
+        job.forward_backward(next(iter(job.loader)))
+        return calls
+
+    for calls in minipar.launch(run, 2, timeout=20):
+        assert set(calls) == {6 if recompute else 3}
+
+
 @pytest.mark.parametrize(
     "layout",
     [dict(dp=2, pp=2, tp=2), dict(dp=2, pp=2, tp=2, zero=1), dict(dp=4, pp=2, zero=1), dict(pp=4, tp=2)],

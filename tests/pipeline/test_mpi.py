@@ -12,7 +12,7 @@ import pytest
 from minipar.comm.launcher import find_mpirun, is_open_mpi, job_environment
 from minipar.errors import UsageError
 from minipar.verification import Report
-from tests.commands.command_line import Outcome, assert_one_line, process
+from tests.commands.command_line import Outcome, assert_one_line
 from tests.pipeline import full_grid
 from tests.pipeline.full_grid import Case, Found, judge
 
@@ -52,14 +52,13 @@ def test_a_stage_that_raises_ends_the_job_and_is_named() -> None:
     [
         (("gpt", "--zero", 2), 2, ("ZeRO 2 with a pipeline is refused",)),
         (("gpt", "--layers", 1, "--schedule", "interleaved"), 2, ("3 blocks cannot fill 2 stages of 2 chunks",)),
-        (("gpt", "--schedule", "interleaved", "--microbatches", 3), 2, ("divide", "use 2 or 4")),
         (("convnet", "--tiles", "2x2"), 2, ("stem.conv reads 3 × 3 pixels",)),
         (("gpt", "--schedule", "/no/such/file.csv"), 1, ("cannot be read",)),
     ],
 )  # fmt: skip
 def test_a_refusal_is_one_line(words: tuple[object, ...], code: int, said: tuple[str, ...]) -> None:
     """Printed once, not by every rank, and the job ends with the refusal's code."""
-    assert_one_line(process("run", "-n", 2, "verify", *words, "--pp", 2, "--steps", 1), code, *said)
+    assert_one_line(job(2, "-m", "minipar", "verify", *map(str, words), "--pp", "2", "--steps", "1"), code, *said)
 
 
 def test_the_grid_can_fail() -> None:

@@ -10,13 +10,15 @@ import pytest
 import minipar
 from minipar import nn
 from minipar.data import Batch
-from minipar.data.tiles import check_tiles, parse_tiles, tiles
+from minipar.data.tiles import parse_tiles, tiles
 from minipar.errors import UsageError
 from minipar.models import PatchNet, PatchNetConfig
 from minipar.models.patchnet import PatchBlock
+from minipar.parallel.pipeline.tile_check import check_tiles
 from minipar.tensor import Tensor
 from minipar.training import Job
-from tests.commands.command_line import assert_one_line, minipar as command
+from tests.commands.command_line import assert_one_line
+from tests.commands.command_line import minipar as command
 from tests.pipeline.runs import prove, settings
 
 
@@ -117,6 +119,17 @@ VERIFY = ("--ranks", 2, "--pp", 2, "--steps", 1)
 )  # fmt: skip
 def test_wrong_usage(words: tuple[object, ...], said: tuple[str, ...]) -> None:
     assert_one_line(command("verify", *words), 2, *said)
+
+
+def test_each_patch_is_seen_alone() -> None:
+    """Other pixels in one patch change the logits there and nowhere else."""
+    model = PatchNet(PatchNetConfig(channels=2, classes=3, width=4, patch=2)).materialize(0, "float64")
+    x = np.random.default_rng(0).standard_normal((1, 2, 6, 4))
+    before = model(Tensor(x)).data
+    assert before.shape == (1, 3, 2, 3)  # (N, h, w, classes)
+    x[0, :, 2:4, 0:2] += 1.0
+    changed = (model(Tensor(x)).data != before).any(-1)
+    np.testing.assert_array_equal(changed, [[[False, False], [True, False], [False, False]]])
 
 
 def test_the_command_runs_it() -> None:

@@ -11,7 +11,8 @@ from minipar.errors import UsageError
 from minipar.parallel.distribute import Recipe, distribute
 from minipar.parallel.pipeline import build_schedule, resolve_schedule, with_communication, write_csv
 from minipar.training import Job, build_model, load_data
-from tests.commands.command_line import assert_one_line, minipar as command
+from tests.commands.command_line import assert_one_line
+from tests.commands.command_line import minipar as command
 from tests.pipeline.runs import prove, settings
 
 # Nobody's: two forwards first on both stages, microbatch 1 backward before 0, W's where there is time for them.

@@ -10,6 +10,7 @@ Order within the package:
     formulas       what the papers say of these
     text           schedules as CSV, to be written by hand
     resolve        which of all these a pipeline runs
+    tile_check     whether images may be cut into tiles
     stage          what one rank holds of the model
     executor       the one loop that runs any schedule
 """

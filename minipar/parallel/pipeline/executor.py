@@ -9,7 +9,7 @@ What is kept of a microbatch is what its backward will read, and no more: an out
 sent, and between I and W there are only the deferred weight gradients and what these captured.
 
 No thread of its own moves the messages: between two processes of one machine the receiver fetches even large
-ones by itself (measured: MPICH, 2 MiB arrive in 4 ms while the sender computes for 300 ms), and for
+ones by itself (measured: MPICH, 2 MiB arrive in 4–8 ms while the sender computes for 300 ms), and for
 networks where MPI needs to be called meanwhile, each action asks after the messages that are under way.
 """
 
@@ -72,7 +72,7 @@ class Executor:
 
     Args:
         stage: the blocks that this rank holds.
-        loss: (output, targets) → sum of losses; used on the last stage.
+        model: the whole model, of which its loss is used, on the last stage.
         pp: the ranks of the pipeline.
         schedule: of all ranks, one that `checker` accepts; sends and receives are put in if it has none.
         recompute: keep a block's input only and run its forward again in backward.

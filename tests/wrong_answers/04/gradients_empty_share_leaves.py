@@ -5,7 +5,7 @@ import numpy as np
 from minipar import Tensor
 from minipar.data import share
 
-MESSAGE = "it hangs"
+MESSAGE = "Every rank must call every collective"
 IGNORED = -100
 
 

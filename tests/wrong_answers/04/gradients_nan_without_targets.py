@@ -5,7 +5,7 @@ import numpy as np
 from minipar import Tensor
 from minipar.data import share
 
-MESSAGE = "the gradient has NaNs"
+MESSAGE = "divides 0 by 0"
 IGNORED = -100
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from minipar import Tensor
 
-MESSAGE = "then more ranks make nothing faster"
+MESSAGE = "more ranks make nothing faster"
 IGNORED = -100
 
 

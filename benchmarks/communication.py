@@ -1,0 +1,108 @@
+"""All-reduce on two ranks: minipar with checks off and on, and its own ring, beside raw mpi4py.
+
+    python benchmarks/communication.py        # prints the table; starts its own two ranks
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from table import Line, show
+from turns import HERE, ONE_THREAD
+
+SIZES = {"1 KiB": 256, "1 MiB": 2**18, "16 MiB": 2**22}  # elements of float32
+REPEATS = {"1 KiB": 200, "1 MiB": 20, "16 MiB": 3}
+OVERHEAD = 2e-6  # seconds over raw mpi4py that a call may take, or 5 % if that is more
+CHECKS = 10e-6  # seconds that checks may add
+RING = 1.5  # times the library's time, at most
+
+
+def measure(quick: bool) -> list[Line]:
+    """Start two ranks, let them measure, and return the lines."""
+    script = [str(HERE / "communication.py"), "--ranks", str(int(quick))]
+    command = [sys.executable, "-m", "minipar", "run", "-n", "2", "--timeout", "300", *script]
+    job = subprocess.run(command, env={**os.environ, **ONE_THREAD}, stdout=subprocess.PIPE, text=True, check=True)
+    lines: list[Line] = []
+    for size, times in json.loads(job.stdout.splitlines()[-1]).items():
+        raw, off, on = (times[name] for name in ("raw", "off", "on"))
+        allowed = max(OVERHEAD, 0.05 * raw)
+        over = f"{(off - raw) * 1e6:+.1f} µs, allowed {allowed * 1e6:.1f}"
+        name = f"all_reduce {size}"
+        lines += [
+            Line(f"{name}, checks off", off * 1e6, "µs", raw * 1e6, "raw mpi4py", (raw + allowed) / off, 1.0, over),
+            Line(
+                f"{name}, checks on", on * 1e6, "µs", off * 1e6, "checks off", (off + CHECKS) / on, 1.0,
+                f"{(on - off) * 1e6:+.1f} µs, allowed {CHECKS * 1e6:.0f}",
+            ),
+        ]  # fmt: skip
+        wanted = 1 / RING if size == "16 MiB" else None
+        ring, fresh = times["ring"], times["raw, fresh"]
+        note = "both give a fresh array"
+        lines.append(
+            Line(f"{name}, own ring", ring * 1e6, "µs", fresh * 1e6, "raw mpi4py", fresh / ring, wanted, note)
+        )
+    return lines
+
+
+def interleaved(
+    runs: dict[str, Callable[[], Any]], barrier: Callable[[], Any], rounds: int, each: int
+) -> dict[str, float]:
+    """Return each function's median seconds a call; a turn is `each` calls after a barrier."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            barrier()
+            start = time.perf_counter()
+            for _ in range(each):
+                run()
+            if turn:  # the first warms up
+                times[name].append((time.perf_counter() - start) / each)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def on_two_ranks(quick: bool) -> dict[str, dict[str, float]]:
+    """Return seconds by size and way; every rank calls it."""
+    from mpi4py import MPI
+
+    import minipar
+    from minipar.backend import keep_freed_memory
+    from minipar.comm.collectives import ring_all_reduce
+
+    keep_freed_memory()
+    comm = minipar.world(checks=True)
+    checked = comm.split(0)
+    comm = minipar.world(checks=False)
+    free = comm.split(0)
+    assert checked is not None and free is not None
+    raw = MPI.COMM_WORLD.Dup()
+    found = {}
+    for size, n in SIZES.items():
+        x = np.zeros(n, np.float32)
+        runs = {
+            "raw": lambda x=x: raw.Allreduce(MPI.IN_PLACE, x, MPI.SUM),
+            "raw, fresh": lambda x=x: raw.Allreduce(x, np.empty_like(x), MPI.SUM),
+            "off": lambda x=x: free.all_reduce_(x),
+            "on": lambda x=x: checked.all_reduce_(x),
+            "ring": lambda x=x: ring_all_reduce(free, x),
+        }
+        found[size] = interleaved(runs, raw.Barrier, 3 if quick else 25, REPEATS[size])
+    return found
+
+
+if __name__ == "__main__":
+    if "--ranks" in sys.argv:
+        import minipar
+
+        result = on_two_ranks(sys.argv[-1] == "1")
+        if minipar.world().rank == 0:
+            print(json.dumps(result), flush=True)
+    else:
+        print(show(measure(quick=False)))

@@ -1,0 +1,254 @@
+"""`minipar plan`: which layout for this model on this machine, why, and the command that runs it.
+
+Prints the best layouts with their step, memory, bubble and traffic, what is not possible and why, the winner
+explained against the runner-up, and data parallelism against model parallelism in plain words. With --run-top
+the best layouts are run here, and what was predicted stands beside what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from minipar.comm.slow import parse_bandwidth, parse_latency
+from minipar.config import TrainConfig
+from minipar.errors import DataError, UsageError
+from minipar.models import GPTConfig
+from minipar.parallel.partition.devices import UNITS
+from minipar.planner.explain import advice, bytes_text, seconds_text, step_parts, winner_text
+from minipar.planner.layout import PRECISIONS, Precision
+from minipar.planner.machine import Machine, read_machine
+from minipar.planner.plan import Candidate, Plan, plan
+from minipar.planner.presets import BATCHES, GPUS, MODELS, preset
+from minipar.planner.run_layouts import config_of, run_layouts
+from minipar.planner.shapes import Shape, shape_of
+from minipar.plot import memory_bars, plan_comparison
+from minipar.report import console
+from minipar.training import build_model, load_data
+
+MACHINE_FILE = Path("machine.json")
+SHOWN, REASONS = 10, 8
+WIDTH = 130  # of what is no terminal
+PICTURES = (".png", ".pdf", ".svg")
+KINDS = ("mlp", "convnet", "gpt")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is planned for: settings of `minipar train`, the model's shape, and the preset's name if it is one."""
+
+    config: TrainConfig
+    shape: Shape
+    preset: str | None = None
+
+
+def subject_of(model: str, given: dict[str, Any]) -> Subject:
+    """Return what a model's name and sizes mean.
+
+    Args:
+        model: mlp, convnet or gpt, as `minipar train` makes them; or a preset.
+        given: settings of `TrainConfig` that were given, None for those that were not; and "vocab".
+
+    Raises:
+        UsageError: an unknown model, or sizes it does not have.
+    """
+    sizes = {name: value for name, value in given.items() if value is not None}
+    vocab = sizes.pop("vocab", None)
+    if model in MODELS:
+        known = MODELS[model]
+        config = TrainConfig(
+            model="gpt", seq_len=known.seq_len, width=known.width, layers=known.layers, heads=known.heads,
+            batch=BATCHES[model], device="cpu",
+        )  # fmt: skip
+        config = replace(config, **sizes).resolved()
+        c: Any = config
+        return Subject(
+            config, shape_of("gpt", GPTConfig(vocab or known.vocab, c.seq_len, c.width, c.layers, c.heads)), model
+        )
+    if model not in KINDS:
+        raise UsageError(f"plan: model {model!r} is unknown: use {', '.join(KINDS)}, or a preset: {', '.join(MODELS)}")
+    config = TrainConfig(model=model, device="cpu", **sizes).resolved()
+    if vocab is not None:
+        if model != "gpt":
+            raise UsageError(f"plan: --vocab has no meaning for {model}")
+        c = config
+        return Subject(config, shape_of("gpt", GPTConfig(vocab, c.seq_len, c.width, c.layers, c.heads)))
+    built: Any = build_model(config, load_data(config).info)
+    return Subject(config, shape_of(model, built.config))
+
+
+def machine_of(name: str | None, network: str | None) -> Machine:
+    """Return the machine of a file or a preset; without a name that of machine.json here.
+
+    Raises:
+        UsageError: neither; says how to come by one.
+    """
+    if name is None:
+        if not MACHINE_FILE.exists():
+            raise UsageError(
+                "plan: give --machine: a file that minipar calibrate wrote, or a preset:"
+                f" {', '.join(GPUS)}; there is no {MACHINE_FILE} here"
+            )
+        name = str(MACHINE_FILE)
+    if name in GPUS or not (name.endswith(".json") or Path(name).exists()):
+        return preset(name, network)
+    if network is not None:
+        raise UsageError("plan: --network is for presets; a machine file says what its network is")
+    return read_machine(Path(name))
+
+
+def parse_bytes(text: str) -> float:
+    """Return the bytes of "80GiB"."""
+    for unit in sorted(UNITS, key=len, reverse=True):
+        if text.endswith(unit):
+            try:
+                value = float(text[: len(text) - len(unit)] if unit else text) * UNITS[unit]
+            except ValueError:
+                break
+            if math.isfinite(value) and value > 0:
+                return value
+            break
+    raise UsageError(f"--memory {text} must be a number above zero with a unit ({', '.join(u for u in UNITS if u)})")
+
+
+def precision_of(name: str | None, machine: Machine) -> Precision:
+    """Return the precision by name; by default what the machine was measured in, float16 on a preset."""
+    if machine.measured is not None:
+        if name is not None and name != machine.measured.dtype:
+            raise UsageError(
+                f"plan: this machine was measured in {machine.measured.dtype}; for {name} run minipar calibrate"
+                f" --dtype {name}"
+            )
+        return PRECISIONS[machine.measured.dtype]
+    name = name or ("fp16" if "float16" in machine.matmul else next(iter(machine.matmul)))
+    if name not in PRECISIONS or name == "mixed":
+        known = ", ".join(p for p in PRECISIONS if p != "mixed")
+        raise UsageError(f"plan: precision {name!r} is unknown: use one of {known}")
+    machine.rate(PRECISIONS[name].compute)
+    return PRECISIONS[name]
+
+
+def plan_command(
+    model: str, machine: str | None, network: str | None, ranks: int | None, memory: str | None,
+    precision: str | None, sizes: dict[str, Any], run_top: int | None, latency: str | None, bandwidth: str | None,
+    png: Path | None,
+) -> Plan:  # fmt: skip
+    """Print the plan; return it.
+
+    Raises:
+        UsageError: unknown names, a machine file that lacks something, nothing that fits; each says what would.
+    """
+    where = machine_of(machine, network)
+    subject = subject_of(model, sizes)
+    chosen = precision_of(precision, where)
+    count = ranks if ranks is not None else where.node_ranks
+    if png is not None and (png.suffix.lower() not in PICTURES or not png.parent.is_dir()):
+        raise UsageError(f"plan: --png {png}: give a name that ends in {', '.join(PICTURES)}, in a directory there is")
+    if run_top is not None and run_top < 1:
+        raise UsageError(f"plan: --run-top is {run_top}, it must be at least 1")
+    if run_top is not None and (where.measured is None or subject.preset is not None):
+        raise UsageError(
+            "plan: --run-top runs layouts on this machine: give the --machine file that minipar calibrate wrote"
+            " here, and a model that minipar train makes (mlp, convnet, gpt)"
+        )
+    if latency is not None or bandwidth is not None:
+        alpha = parse_latency(latency) if latency is not None else 0.0
+        where = where.slowed(alpha, 1 / parse_bandwidth(bandwidth) if bandwidth is not None else 0.0)
+    limit = None if memory is None else parse_bytes(memory)
+    batch = subject.config.batch
+    assert batch is not None
+    found = plan(subject.shape, where, count, batch, chosen, limit)
+    best = found.best
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = WIDTH
+    screen.print(
+        f"{subject.preset or subject.config.model}, {found.shape.parameters:,} parameters, batch {batch},"
+        f" {chosen.name}, on {count} ranks of {where.name}, {bytes_text(found.limit)} each\n",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    screen.print(plan_table(found))
+    screen.print()
+    for reason, layouts in list(found.refused.items())[:REASONS]:
+        more = f", and {len(layouts) - 2} more" if len(layouts) > 2 else ""
+        screen.print(f"not possible: {'; '.join(layouts[:2])}{more}: {reason}", markup=False, soft_wrap=True)
+    screen.print(f"\n{winner_text(found)}\n", markup=False, soft_wrap=True)
+    for line in advice(found):
+        screen.print(line, markup=False, soft_wrap=True)
+    screen.print(f"\n{command_of(subject, best, count, chosen)}", markup=False, soft_wrap=True)
+    measured = None
+    if run_top is not None:
+        measured = _run(subject, found, run_top, count, latency, bandwidth)
+    if png is not None:
+        _draw(found, png, measured)
+    return found
+
+
+def plan_table(found: Plan) -> Table:
+    """Return the best layouts as a table."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layout", overflow="fold")
+    for heading in ("step", "memory", "bubble", "sent by dp", "pp", "tp"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for c in found.candidates[:SHOWN]:
+        sent = [bytes_text(c.traffic[axis]) if c.traffic[axis] else "–" for axis in ("dp", "pp", "tp")]
+        bubble = f"{100 * c.step.bubble:.1f} %" if c.layout.pp > 1 else "–"
+        table.add_row(str(c.layout), seconds_text(c.step.seconds), bytes_text(c.memory.total), bubble, *sent)
+    return table
+
+
+def command_of(subject: Subject, best: Candidate, ranks: int, precision: Precision) -> str:
+    """Return the very command that trains in this layout."""
+    c = subject.config
+    words = ["minipar", "run", "-n", str(ranks), "train", c.model]
+    names = ("data", "layers", "width", "heads", "seq_len", "batch", "norm")
+    for name in names:
+        value = getattr(c, name)
+        if value is not None:
+            words += ["--" + name.replace("_", "-"), str(value)]
+    if precision.name == "fp16":
+        words += ["--amp", "fp16"]
+    elif precision.name != "float32":
+        words += ["--dtype", precision.name]
+    words += best.layout.options()
+    return " ".join(words)
+
+
+def _run(
+    subject: Subject, found: Plan, top: int, ranks: int, latency: str | None, bandwidth: str | None
+) -> dict[str, float]:
+    """Run the best layouts here, print predicted beside measured, and return the measured seconds."""
+    chosen = found.candidates[:top]
+    configs = [config_of(subject.config, c.layout, found.precision) for c in chosen]
+    seconds = run_layouts(configs, ranks, latency, bandwidth)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layout", overflow="fold")
+    for heading in ("predicted", "measured", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for c, measured in zip(chosen, seconds):
+        error = 100 * (c.step.seconds / measured - 1)
+        table.add_row(str(c.layout), seconds_text(c.step.seconds), seconds_text(measured), f"{error:+.0f} %")
+    screen = console()
+    screen.print()
+    screen.print(table)
+    best = min(seconds)
+    verdict = "is the fastest" if seconds[0] == best else f"is {100 * (seconds[0] / best - 1):.0f} % slower than the fastest"
+    screen.print(f"\nof {len(seconds)} that were run, the layout chosen {verdict}", markup=False)
+    return {str(c.layout): s for c, s in zip(chosen, seconds)}
+
+
+def _draw(found: Plan, path: Path, measured: dict[str, float] | None) -> None:
+    """Draw the comparison into `path`, and the memory of the same layouts beside it, as …-memory."""
+    shown = found.candidates[:SHOWN]
+    title = f"{found.shape.model}, {found.ranks} ranks of {found.machine.name}"
+    memory_path = path.with_name(f"{path.stem}-memory{path.suffix}")
+    try:
+        plan_comparison({str(c.layout): step_parts(c) for c in shown}, path, measured=measured, title=title)
+        memory_bars({str(c.layout): vars(c.memory) for c in shown}, memory_path, limit=found.limit, title=title)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror}") from None
+    console().print(f"\npictures: {path}, {memory_path}", markup=False)

@@ -1,0 +1,145 @@
+"""What a plan means, in words: why the winner wins, where its axes lie, and data or model parallelism."""
+
+from __future__ import annotations
+
+from minipar.planner.collectives import axis_groups, link_of
+from minipar.planner.layout import Layout
+from minipar.planner.machine import Machine
+from minipar.planner.memory import memory
+from minipar.planner.plan import Candidate, Plan
+from minipar.planner.step_time import predict
+
+GIB = 2**30
+NEAR = 0.02  # differences below this part of the winner's step are no reason
+
+
+def seconds_text(seconds: float) -> str:
+    """Return a time with three digits and its unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * factor >= 1 or unit == "µs":
+            return f"{seconds * factor:.3g} {unit}"
+    raise AssertionError("unreachable")
+
+
+def bytes_text(n: float) -> str:
+    """Return bytes with three digits and a binary unit."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}" if n / size < 1000 else f"{n / size:,.0f} {unit}"
+    return f"{n:.0f} B"
+
+
+def step_parts(c: Candidate) -> dict[str, float]:
+    """Return a step's seconds by what they go into; together the whole step."""
+    s = c.step
+    waiting = max(0.0, s.seconds - s.compute - s.exposed - s.update - s.fixed)
+    return {
+        "computation": s.compute - s.tensor_messages,
+        "sums between tensor-parallel ranks": s.tensor_messages,
+        "waiting in the pipeline": waiting,
+        "gradients and parameters that nothing hides": s.exposed,
+        "the optimizer": s.update,
+        "the rest": s.fixed,
+    }
+
+
+def winner_text(plan: Plan) -> str:
+    """Return two sentences: why the winner is faster than the runner-up, and what its axes cost where they lie."""
+    best = plan.best
+    placed = placement_text(plan.machine, best)
+    if len(plan.candidates) == 1:
+        return f"{best.layout} is the only layout that is possible. {placed}"
+    second = plan.candidates[1]
+    gap = second.step.seconds / best.step.seconds - 1
+    mine, theirs = step_parts(best), step_parts(second)
+    differences = sorted(((theirs[k] - mine[k], k) for k in mine), reverse=True)
+    small = NEAR * best.step.seconds
+    gains = [f"{seconds_text(d)} less in {k}" for d, k in differences if d > small or 0 < d == differences[0][0]][:2]
+    losses = [f"{seconds_text(-d)} more in {k}" for d, k in reversed(differences) if -d > small][:1]
+    text = (
+        f"{best.layout} takes {seconds_text(best.step.seconds)} a step, and {second.layout} {100 * gap:.1f} %"
+        f" longer: the winner spends {' and '.join(gains) or 'as much in everything'}"
+        f"{', but ' + losses[0] if losses else ''}."
+    )
+    return f"{text} {placed}"
+
+
+def placement_text(machine: Machine, c: Candidate) -> str:
+    """Return one sentence: which axis lies where, and what it sends there in a step."""
+    groups = axis_groups(c.layout.dp, c.layout.pp, c.layout.tp)
+    words = {
+        "tp": "tensor parallelism, which sends most and waits for it,",
+        "pp": "the pipeline, which sends single activations,",
+        "dp": "data parallelism, which sums gradients once a step,",
+    }
+    places = []
+    for axis in ("tp", "pp", "dp"):
+        if groups[axis].ranks == 1:
+            continue
+        inside = link_of(machine, groups[axis]) is machine.node
+        where = "inside a node" if inside else "across nodes"
+        if machine.node is machine.cluster or machine.node == machine.cluster:
+            where = "between the ranks"
+        places.append(f"{words[axis]} stays {where} ({bytes_text(c.traffic[axis])} a rank)")
+    if not places:
+        return "Nothing is sent."
+    joined = "; ".join(p.replace(" stays across", " goes across").replace(" stays between", " goes between") for p in places)
+    return joined[0].upper() + joined[1:] + "."
+
+
+def advice(plan: Plan) -> list[str]:
+    """Return the simple case in plain words: data parallelism, or model parallelism?
+
+    One line for each kind on all ranks: what it gains, what it costs on this model and machine; then which.
+    """
+    n, shape = plan.ranks, plan.shape
+    if n == 1:
+        return ["One rank: there is nothing to divide."]
+    alone = memory(shape, Layout(microbatches=plan.batch), plan.batch, plan.precision)[0]
+    state = alone.total - alone.activations
+    out = [
+        f"One rank alone would hold {bytes_text(state)} of weights, gradients and optimizer state, and"
+        f" {bytes_text(alone.activations)} of activations for each sample that it takes at once."
+    ]
+    kinds = {
+        "Data parallelism": ("dp", "every rank holds the whole model and takes a part of the batch"),
+        "Pipeline parallelism": ("pp", "every rank holds some of the blocks and waits for its neighbours"),
+        "Tensor parallelism": ("tp", "every rank holds a part of each layer and sums within each layer"),
+    }
+    for name, (axis, what) in kinds.items():
+        pure = [
+            c for c in plan.candidates
+            if getattr(c.layout, axis) == n and (axis != "dp" or c.layout.zero == 0)
+        ]  # fmt: skip
+        if not pure:
+            why = next((r for r, which in plan.refused.items() if any(_is_pure(w, axis, n) for w in which)), None)
+            out.append(f"{name}: not possible on {n} ranks{': ' + why if why else ''}.")
+            continue
+        c = pure[0]
+        waits = c.step.exposed + c.step.tensor_messages
+        out.append(
+            f"{name}: {what}. {seconds_text(c.step.seconds)} a step, {bytes_text(c.memory.total)} a rank;"
+            f" sends {bytes_text(sum(c.traffic.values()))} a rank, of which {seconds_text(waits)} show;"
+            f" {100 * c.step.bubble:.0f} % idle."
+        )
+    serial = predict(shape, plan.machine, Layout(), plan.batch, plan.precision).seconds
+    best = plan.best
+    used = [axis for axis in ("dp", "pp", "tp") if getattr(best.layout, axis) > 1]
+    which = {"dp": "data parallelism", "pp": "pipeline parallelism", "tp": "tensor parallelism"}
+    names = " with ".join(which[a] for a in used)
+    fits = alone.total <= plan.limit
+    reason = (
+        "the model fits one rank, so the cheapest way to divide the work decides" if fits
+        else "the model does not fit one rank, so it has to be cut"
+    )  # fmt: skip
+    out.append(
+        f"Here: {names}, {best.layout}; {reason}. {serial / best.step.seconds:.3g} times as fast as one rank"
+        f"{' would be' if not fits else ''}."
+    )
+    return out
+
+
+def _is_pure(words: str, axis: str, n: int) -> bool:
+    return f"{axis} {n}" in words and all(
+        f"{other} 1" in words or other not in words for other in ("dp", "pp", "tp") if other != axis
+    )

@@ -1,0 +1,106 @@
+"""Run some layouts for a few steps each and say how long a step took: what predictions are held against.
+
+    times = run_layouts(configs, ranks=2)        # starts one MPI job in which they take turns
+
+The layouts take turns, a few steps at a time, so that a machine that is slower for a while is slower for all;
+of each the median step counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from minipar.backend import keep_freed_memory
+from minipar.comm import world
+from minipar.comm.interface import Communicator
+from minipar.comm.launcher import run_mpi
+from minipar.comm.slow import network_environment
+from minipar.config import TrainConfig
+from minipar.errors import CommunicationError
+from minipar.planner.layout import Layout, Precision
+from minipar.training import Job, load_data
+
+ROUNDS, STEPS = 6, 4
+LIMIT = 600.0  # seconds after which the job is killed
+
+
+def config_of(config: TrainConfig, layout: Layout, precision: Precision | None = None) -> TrainConfig:
+    """Return the settings of `minipar train` that run a layout."""
+    piped = layout.pp > 1
+    if precision is not None:
+        amp = precision.name == "fp16"
+        config = replace(config, amp="fp16" if amp else "off", dtype="float32" if amp else precision.name)
+    return replace(
+        config, dp=layout.dp, pp=layout.pp, tp=layout.tp, zero=layout.zero, recompute=layout.recompute,
+        sequence_parallel=layout.sequence_parallel, schedule=layout.schedule if piped else None,
+        microbatches=layout.microbatches if piped else None, accumulate=1 if piped else layout.microbatches,
+        chunks=layout.chunks if layout.chunks > 1 else None,
+    )  # fmt: skip
+
+
+def measure(comm: Communicator, configs: Sequence[TrainConfig], rounds: int = ROUNDS, steps: int = STEPS) -> list[list[float]]:
+    """Return the seconds of each layout's steps; every rank calls it with the same settings."""
+    keep_freed_memory()
+    enough = rounds * steps + 2
+    data = load_data(configs[0].resolved())
+    jobs = [Job(replace(c, steps=enough).resolved(), comm, data) for c in configs]
+    runs = [job.train() for job in jobs]
+    for run in runs:
+        next(run)  # the first step makes the optimizer's state
+    seconds: list[list[float]] = [[] for _ in jobs]
+    for _ in range(rounds):
+        for run, mine in zip(runs, seconds):
+            comm.barrier()
+            for _ in range(steps):
+                start = time.perf_counter()
+                next(run)
+                mine.append(time.perf_counter() - start)
+    for run in runs:
+        run.close()
+    return seconds
+
+
+def run_layouts(
+    configs: Sequence[TrainConfig], ranks: int, latency: str | None = None, bandwidth: str | None = None,
+    rounds: int = ROUNDS, steps: int = STEPS,
+) -> list[float]:  # fmt: skip
+    """Return the median seconds of a step of each, measured in an MPI job on this machine.
+
+    Args:
+        latency, bandwidth: of an imitated network, as `minipar run` takes them.
+
+    Raises:
+        CommunicationError: the job failed; it has said why.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        task, result = Path(folder) / "task.json", Path(folder) / "seconds.json"
+        what: dict[str, Any] = {"configs": [c.to_dict() for c in configs], "rounds": rounds, "steps": steps}
+        task.write_text(json.dumps(what))
+        env = {**os.environ, **network_environment(latency, bandwidth)}
+        command = [sys.executable, "-m", "minipar.planner.run_layouts", str(task), str(result)]
+        code = run_mpi(command, ranks, timeout=LIMIT, env=env)
+        if code or not result.exists():
+            raise CommunicationError(f"plan: the job that runs the layouts ended with exit code {code}")
+        return [statistics.median(row) for row in json.loads(result.read_text())]
+
+
+def main(task: str, result: str) -> None:
+    """What each rank of that job does."""
+    what = json.loads(Path(task).read_text())
+    comm = world()
+    seconds = measure(comm, [TrainConfig(**c) for c in what["configs"]], what["rounds"], what["steps"])
+    if comm.rank == 0:
+        Path(result).write_text(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

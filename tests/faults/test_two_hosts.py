@@ -1,0 +1,110 @@
+"""A hostfile run over TCP: two network namespaces of this machine, joined by a cable, are two hosts."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from minipar.comm.launcher import find_mpirun, is_open_mpi
+from tests.faults.running import Outcome, needs_proc, python_command, run
+
+NETWORK = "10.211.77"
+WRAPPER = """#!/bin/sh
+# Stands for ssh: drop its options, find the namespace of the host, run the rest there.
+while [ "${{1#-}}" != "$1" ]; do shift; done
+case $1 in {network}.1) host={one} ;; *) host={two} ;; esac
+shift
+exec ip netns exec $host sh -c "$*"
+"""
+SCRIPT = """
+import os, signal, subprocess, sys
+import numpy as np
+from minipar import world
+comm = world()
+addresses = subprocess.run(["ip", "-4", "-brief", "addr"], capture_output=True, text=True).stdout
+here = [word for word in addresses.split() if word.startswith("{network}")]
+everywhere = comm.all_gather_object(here)
+big = comm.all_reduce(np.arange(200_000.0))  # more than fits a packet
+assert (big == comm.size * np.arange(200_000.0)).all()
+if comm.rank == 0:
+    print("hosts", *sum(everywhere, []), flush=True)
+comm.mark(step=7, phase="forward")
+comm.barrier()
+if sys.argv[1] == "killed" and comm.rank == 1:
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+comm.barrier()
+"""
+
+
+class Hosts(NamedTuple):
+    """Two namespaces, and what a job needs to run on them."""
+
+    names: tuple[str, str]
+    file: Path
+    script: Path
+    settings: dict[str, str]
+
+    def run(self, what: str) -> Outcome:
+        """Run the script from the first host, whence mpirun reaches both."""
+        command = python_command("minipar", "run", "-n", 2, "--hostfile", self.file, self.script, what)
+        return run(["ip", "netns", "exec", self.names[0], *command], limit=100, **self.settings)
+
+
+def ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2's ip")
+    if is_open_mpi(find_mpirun()):
+        pytest.skip("the wrapper stands for ssh as MPICH's mpirun calls it")
+    place, number = tmp_path_factory.mktemp("hosts"), os.getpid()
+    one, two, cable, plug = f"mini{number}a", f"mini{number}b", f"ma{number}", f"mb{number}"
+    made = []
+    try:
+        try:
+            for name in (one, two):
+                ip("netns", "add", name)
+                made.append(name)
+            ip("link", "add", cable, "netns", one, "type", "veth", "peer", "name", plug, "netns", two)
+            for name, end, address in ((one, cable, 1), (two, plug, 2)):
+                ip("-n", name, "addr", "add", f"{NETWORK}.{address}/24", "dev", end)
+                ip("-n", name, "link", "set", end, "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except OSError as error:
+            pytest.skip(f"no network namespaces: {error}")
+        wrapper, file, script = place / "wrapper", place / "hosts", place / "script.py"
+        wrapper.write_text(WRAPPER.format(network=NETWORK, one=one, two=two))
+        wrapper.chmod(0o755)
+        file.write_text(f"{NETWORK}.1:1\n{NETWORK}.2:1\n")
+        script.write_text(SCRIPT.format(network=NETWORK))
+        launcher = {"HYDRA_LAUNCHER": "ssh", "HYDRA_LAUNCHER_EXEC": str(wrapper), "UCX_TLS": "tcp,self"}
+        yield Hosts((one, two), file, script, launcher)
+    finally:
+        for name in made:
+            ip("netns", "del", name)
+
+
+pytestmark = [needs_proc, pytest.mark.mpi]
+
+
+def test_a_job_runs_on_two_hosts_over_tcp(hosts: Hosts) -> None:
+    job = hosts.run("well")
+    assert job.code == 0 and not job.lines() and not job.orphans, job
+    assert job.out.split() == ["hosts", f"{NETWORK}.1/24", f"{NETWORK}.2/24"]
+
+
+def test_a_rank_killed_on_the_other_host_is_named(hosts: Hosts) -> None:
+    job = hosts.run("killed")
+    assert job.code != 0 and not job.orphans, job
+    named = [line for line in job.err.splitlines() if " died " in line]
+    assert named and named[0].startswith("minipar: rank 1 died in step 7, forward (killed by a signal"), job.err

@@ -1,0 +1,95 @@
+"""Faults of what ends a job: monitors, signals, stopping, the flight recorder, the policy's saved state."""
+
+from tests.mutations.fault import Fault
+
+MPI = "tests/comm/test_comm_mpi_faults.py"
+FLIGHT = "tests/comm/test_comm_flight.py"
+SIGNALS = "tests/faults/test_signals.py"
+POLICY = "tests/amp/test_policy_resume.py"
+
+FAULTS: list[Fault] = [
+    Fault(
+        "faults: a killed rank's monitor says nothing",
+        "minipar/comm/monitor.py",
+        '[ "$said" = finished ] && exit\n',
+        "exit\n",
+        f"{MPI}::test_a_killed_rank_ends_the_job_and_is_named",
+    ),
+    Fault(
+        "faults: every killed rank is named, not only the first",
+        "minipar/comm/monitor.py",
+        'mv "$1" "$1.$2" 2>/dev/null || { rm -rf "$1.taken"; exit; }\n',
+        'cp -r "$1" "$1.$2"\n',
+        f"{MPI}::test_a_killed_rank_ends_the_job_and_is_named",
+    ),
+    Fault(
+        "faults: the step of a killed rank is not noted",
+        "minipar/comm/hooks.py",
+        "        self._journal.on_move = self.monitor.note\n",
+        "        assert self.monitor.note\n",
+        f"{MPI}::test_a_killed_rank_ends_the_job_and_is_named",
+    ),
+    Fault(
+        "faults: each rank stops when it was asked itself",
+        "minipar/stopping.py",
+        "mine if comm.size == 1 else",
+        "mine if comm.size else",
+        f"{SIGNALS}::test_ranks_agree_on_the_step_even_if_only_one_was_asked",
+    ),
+    Fault(
+        "faults: SIGTERM's handler stays behind",
+        "minipar/stopping.py",
+        "            signal.signal(signal.SIGTERM, self._before)\n",
+        "            assert self._before\n",
+        f"{SIGNALS}::test_a_stop_request_gives_the_handler_back",
+    ),
+    Fault(
+        "faults: Ctrl-C leaves ranks computing",
+        "minipar/comm/launch.py",
+        "            interrupt(threads, fabric)\n            raise\n",
+        "            raise\n",
+        f"{SIGNALS}::test_ctrl_c_ends_ranks_in_this_process_and_leaves_it_usable",
+    ),
+    Fault(
+        "faults: Ctrl-C does not wake ranks that wait",
+        "minipar/comm/launch.py",
+        '            fabric.end(f"{type(error).__name__} in the thread that launched the ranks")\n',
+        "",
+        f"'{SIGNALS}::test_ctrl_c_ends_ranks_in_this_process_and_leaves_it_usable[waits]'",
+    ),
+    Fault(
+        "faults: the rows are laid beside each other one off",
+        "minipar/comm/flight.py",
+        "rows = range(max(first, parted - BEFORE), ",
+        "rows = range(max(first, parted + 1), ",
+        f"{FLIGHT}::test_the_last_agreement_and_the_first_difference_are_shown",
+    ),
+    Fault(
+        "faults: what a rank has forgotten counts as not called",
+        "minipar/comm/flight.py",
+        "first = max(min(calls) for calls in known)",
+        "first = min(min(calls) for calls in known)",
+        f"{FLIGHT}::test_what_one_rank_has_forgotten_is_no_difference",
+    ),
+    Fault(
+        "faults: a mismatch goes without its record",
+        "minipar/comm/threads.py",
+        "step.error = fabric.with_parting(MismatchError(mismatch(calls)))",
+        "step.error = MismatchError(mismatch(calls))",
+        f"{FLIGHT}::test_mismatches_hangs_and_aborts_carry_it_as_a_note",
+    ),
+    Fault(
+        "faults: a policy's counts are loaded on every rank",
+        "minipar/amp/policy.py",
+        "alone = self.comm is None or self.comm.rank == 0",
+        "alone = self.comm is None or self.comm.rank >= 0",
+        f"{POLICY}::test_a_resumed_run_decides_as_the_uncut_one",
+    ),
+    Fault(
+        "faults: autocast is not told what a loaded policy has decided",
+        "minipar/amp/mixed.py",
+        "        self._autocast.float32_parameters, met = self.policy.load_state_dict(state)\n",
+        "        _, met = self.policy.load_state_dict(state)\n",
+        f"{POLICY}::test_a_resumed_run_decides_as_the_uncut_one",
+    ),
+]

@@ -1,0 +1,168 @@
+"""Machine files: written and read back, refused by the name of what they lack; presets; interpolation; fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minipar import launch, world
+from minipar.errors import DataError, UsageError
+from minipar.planner.calibrate import fit_line, measure_collective, measure_overlap
+from minipar.planner.fit import fitted, with_rates
+from minipar.planner.machine import read_machine, write_machine
+from minipar.planner.measure_ops import Kind, kinds, measure_kind, measure_updates
+from minipar.planner.presets import GPUS, NETWORKS, preset
+from minipar.planner.shapes import shape_of
+from minipar.models import ConvNetConfig, GPTConfig, MLPConfig
+from tests.planner.machines import FLAT, MEASURED, PLAIN
+
+
+@pytest.mark.parametrize("machine", [PLAIN, MEASURED, preset("h100-80gb")], ids=lambda m: m.name)
+def test_a_machine_is_read_back_as_it_was_written(machine, tmp_path: Path) -> None:
+    write_machine(machine, tmp_path / "machine.json")
+    assert read_machine(tmp_path / "machine.json") == machine
+
+
+def _broken(tmp_path: Path, *keys: str) -> Path:
+    path = tmp_path / "machine.json"
+    write_machine(PLAIN, path)
+    found = json.loads(path.read_text())
+    for key in keys:
+        *parents, last = key.split(".")
+        place = found
+        for parent in parents:
+            place = place[parent]
+        del place[last]
+    path.write_text(json.dumps(found))
+    return path
+
+
+@pytest.mark.parametrize(
+    "keys", [("memory",), ("bandwidth", "node.alpha", "cluster.beta"), ("matmul.float16.peak",), ("matmul",)]
+)
+def test_every_missing_key_is_named(keys: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        read_machine(_broken(tmp_path, *keys))
+    for key in keys:
+        assert key in str(error.value)
+    assert "minipar calibrate" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [("memory", -1, "memory = -1"), ("node_ranks", 0, "node_ranks = 0"), ("overhead", -1, "overhead = -1"),
+     ("memory", "much", "much")],
+)  # fmt: skip
+def test_values_that_cannot_be_are_named(key: str, value: object, named: str, tmp_path: Path) -> None:
+    path = _broken(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(DataError, match=named):
+        read_machine(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="minipar calibrate"):
+        read_machine(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("{")
+    with pytest.raises(DataError, match="no JSON"):
+        read_machine(tmp_path / "text.json")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(DataError, match="must be an object"):
+        read_machine(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("network", [None, *NETWORKS])
+def test_presets_are_machines(gpu: str, network: str | None) -> None:
+    machine = preset(gpu, network)
+    assert machine.source and machine.node.beta < machine.cluster.beta * 10
+    for rate in machine.matmul.values():
+        assert 0 < rate.efficiency < 1 and rate.peak > 1e12
+
+
+def test_unknown_presets_name_those_there_are() -> None:
+    with pytest.raises(UsageError, match="a100-80gb"):
+        preset("abacus")
+    with pytest.raises(UsageError, match="infiniband-hdr"):
+        preset("a100-80gb", "pigeons")
+
+
+def test_tables_interpolate_logarithms_and_go_on_above_but_not_below() -> None:
+    assert FLAT.seconds((10.0,), "forward") == pytest.approx(1e-2)
+    assert FLAT.seconds((10.0,), "backward") == pytest.approx(2e-2)
+    assert FLAT.seconds((10_000.0,), "forward") == pytest.approx(10.0)
+    assert FLAT.seconds((0.01,), "forward") == pytest.approx(1e-3)
+
+
+def test_measured_collectives_pass_through_their_points() -> None:
+    assert MEASURED.measured is not None
+    assert MEASURED.measured.collective("all_reduce", 100.0, 2) == pytest.approx(1e-2)
+    assert MEASURED.measured.collective("all_reduce", 10.0, 2) == pytest.approx(10**-2.5)
+    assert MEASURED.measured.collective("all_reduce", 1000.0, 2) == pytest.approx(0.1)
+    assert MEASURED.measured.collective("all_reduce", 1.0, 4) is None
+
+
+def test_the_fit_finds_alpha_and_beta_and_says_how_far_off_it_is() -> None:
+    alpha, beta, error = fit_line([(n, 2e-6 + 3e-10 * n) for n in (8, 1e3, 1e5, 1e7)])
+    assert (alpha, beta) == pytest.approx((2e-6, 3e-10))
+    assert error < 1e-9
+    _, _, error = fit_line([(1, 1.0), (2, 3.0), (3, 2.0)])
+    assert 0.1 < error < 1.0
+
+
+def test_a_machine_is_found_again_from_two_runs() -> None:
+    truth = with_rates(PLAIN, "float32", 0.4, 5e11)
+
+    def run(machine, flops: float, moved: float) -> float:
+        rate = machine.rate("float32")
+        return flops / (rate.peak * rate.efficiency) + moved / machine.bandwidth
+
+    seen = [(lambda m, a=a: run(m, *a), run(truth, *a)) for a in ((1e12, 1e10), (1e10, 1e12))]
+    found = fitted(PLAIN, "float32", seen)
+    assert found.rate("float32").efficiency == pytest.approx(0.4, rel=1e-3)
+    assert found.bandwidth == pytest.approx(5e11, rel=1e-3)
+    with pytest.raises(ValueError, match="two"):
+        fitted(PLAIN, "float32", seen[:1])
+
+
+def test_collectives_are_measured_alike_on_all_ranks() -> None:
+    def work() -> tuple[list[list[tuple[float, float]]], float]:
+        comm = world()
+        names = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
+        return [measure_collective(comm, name, (8, 1024)) for name in names], measure_overlap(comm)
+
+    first, second = launch(work, 2)
+    assert first == second
+    for points in first[0]:
+        assert [n for n, _ in points] == [8 if n < 1000 else 1024 for n, _ in points] or points[0][0] in (8, 16)
+        assert all(seconds > 0 for _, seconds in points)
+    assert 0 <= first[1] <= 1
+
+
+def test_operations_are_measured_forward_and_backward() -> None:
+    comm = world()
+    every = kinds("float32")
+    for name, kind in every.items():
+        smallest = tuple((axis[0],) for axis in kind.axes)
+        table = measure_kind(Kind(smallest, kind.make, kind.flops, kind.bytes), comm)
+        assert np.ravel(table.forward)[0] > 0 and np.ravel(table.backward)[0] > 0, name
+    assert set(measure_updates(comm, "float32")) == {"adamw", "clip", "accumulate"}
+
+
+def test_what_is_too_large_is_extrapolated_by_its_work() -> None:
+    kind = kinds("float32")["linear"]
+    small = Kind(((64,), (64,), (64, 10**6)), kind.make, kind.flops, kind.bytes)
+    table = measure_kind(small, world())
+    first, second = table.forward[0][0]
+    assert second / first == pytest.approx(10**6 / 64)
+
+
+def test_every_operation_of_the_models_is_measured() -> None:
+    measured = set(kinds("float32"))
+    configs = {"gpt": GPTConfig(96, 16, 32, 2, 4), "mlp": MLPConfig(), "convnet": ConvNetConfig(1, 8, 10, 8, 3)}
+    for model, config in configs.items():
+        used = {op.kind for block in shape_of(model, config).blocks(2) for op in block.ops}
+        assert used <= measured, used - measured

@@ -1,0 +1,163 @@
+"""The communicator behind a slower network: same results, nothing arrives early, waiting costs no core."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from minipar import launch, world
+from minipar.comm.clock import Clock
+from minipar.comm.slow import (
+    SlowCommunicator,
+    network_environment,
+    network_in_environment,
+    parse_bandwidth,
+    parse_latency,
+)
+from minipar.config import VERIFY_DEFAULTS, TrainConfig
+from minipar.errors import UsageError
+from minipar.training import Job
+
+CLOCK = Clock(alpha=0.01, beta=1e-6)
+X = np.arange(1000.0)  # 8,000 bytes: 8 ms on the wire
+
+
+def slow() -> SlowCommunicator:
+    return SlowCommunicator(world(), CLOCK)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_results_are_those_of_the_communicator_inside(ranks: int) -> None:
+    def work() -> bool:
+        fast = world()
+        comm = SlowCommunicator(fast, Clock(1e-4, 1e-9))
+        x = X + comm.rank
+        same = [
+            np.array_equal(comm.all_reduce(x), fast.all_reduce(x)),
+            np.array_equal(comm.all_gather(x), fast.all_gather(x)),
+            np.array_equal(comm.reduce_scatter(x), fast.reduce_scatter(x)),
+            np.array_equal(comm.broadcast(x, root=1), fast.broadcast(x, root=1)),
+            np.array_equal(comm.all_reduce_async(x).wait(), fast.all_reduce(x)),
+            comm.all_gather_object(comm.rank) == list(range(ranks)),
+            np.array_equal(comm.all_to_all([x] * ranks)[1], X + 1),
+            np.array_equal(comm.scatter([X] * ranks if comm.rank == 0 else None), X),
+        ]
+        part = comm.split(0)
+        assert isinstance(part, SlowCommunicator)
+        sending = part.isend(x, (part.rank + 1) % ranks, 7)
+        got = part.recv((part.rank - 1) % ranks, 7)
+        sending.wait()
+        comm.barrier()
+        return all(same) and np.array_equal(got, X + (comm.rank - 1) % ranks)
+
+    assert all(launch(work, ranks))
+
+
+OPERATIONS = {
+    "all_reduce": lambda comm: comm.all_reduce(X),
+    "async": lambda comm: comm.all_reduce_async(X).wait(),
+    "all_gather": lambda comm: comm.all_gather(X),
+    "barrier": lambda comm: comm.barrier(),
+    "recv": lambda comm: comm.send(X, 1) if comm.rank == 0 else comm.recv(0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [("all_reduce", 0.02 + 0.008), ("async", 0.02 + 0.008), ("all_gather", 0.01 + 0.008), ("barrier", 0.01),
+     ("recv", 0.01 + 0.008)],
+)  # fmt: skip
+def test_nothing_arrives_before_its_time(name: str, seconds: float) -> None:
+    def work() -> float:
+        comm = slow()
+        comm.inner.barrier()
+        start = time.monotonic()
+        OPERATIONS[name](comm)
+        return time.monotonic() - start
+
+    took = launch(work, 2)
+    waited = took[1:] if name == "recv" else took
+    assert all(t >= seconds for t in waited)
+
+
+def test_collectives_follow_each_other_and_start_with_the_last_rank() -> None:
+    def work() -> tuple[float, float]:
+        comm = slow()
+        first = comm.ends(_call("all_reduce"), 8000, 100.0)
+        second = comm.ends(_call("all_reduce"), 8000, 100.0)
+        return first, second
+
+    first, second = launch(work, 2)[0]
+    assert first == pytest.approx(100.028)
+    assert second == pytest.approx(100.056)
+
+
+def _call(operation: str):
+    from minipar.comm.guard import Call
+
+    call = Call()
+    call.operation = operation
+    return call
+
+
+def test_a_message_is_there_when_its_time_has_passed_meanwhile() -> None:
+    def work() -> tuple[bool, bool]:
+        comm = slow()
+        if comm.rank == 0:
+            comm.send(X, 1)
+            return True, True
+        work = comm.irecv(0)
+        while not work.done():  # the receiver goes on; the message lands by itself
+            time.sleep(0.001)
+        start = time.thread_time()
+        work.wait()
+        return work.done(), time.thread_time() - start < 0.01
+
+    assert launch(work, 2) == [(True, True)] * 2
+
+
+def test_the_ledger_counts_what_the_program_asked_for() -> None:
+    def work() -> dict:
+        comm = slow()
+        comm.ledger.reset()
+        comm.all_reduce(X)
+        if comm.rank == 0:
+            comm.send(X, 1)
+        else:
+            comm.recv(0)
+        return comm.ledger.as_dict()
+
+    first, second = launch(work, 2)
+    assert first == {("all_reduce", "world"): (1, 1000, 8000), ("send", "world"): (1, 1000, 8000)}
+    assert second == {("all_reduce", "world"): (1, 1000, 8000), ("recv", "world"): (1, 1000, 8000)}
+
+
+@pytest.mark.parametrize("options", [dict(dp=2), dict(pp=2, microbatches=4), dict(zero=2)], ids=str)
+def test_training_behind_it_gives_the_same_losses(options: dict) -> None:
+    config = TrainConfig(model="mlp", steps=3, optimizer="sgd", dtype="float64", device="cpu", **options)
+    config = config.resolved(VERIFY_DEFAULTS)
+
+    def losses(network: bool) -> list[float]:
+        def work() -> list[float]:
+            comm = SlowCommunicator(world(), Clock(1e-3, 1e-8)) if network else world()
+            return [record.loss for record in Job(config, comm).train()]
+
+        return launch(work, 2)[0]
+
+    assert losses(True) == losses(False)
+
+
+def test_units_are_read_and_wrong_ones_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_latency("1ms") == 1e-3 and parse_latency("50us") == pytest.approx(5e-5)
+    assert parse_bandwidth("100MB/s") == 1e8 and parse_bandwidth("2 GB/s") == 2e9
+    for text in ("1", "ms", "-1ms", "0s", "1 parsec", "1..2ms"):
+        with pytest.raises(UsageError, match="--latency"):
+            parse_latency(text)
+    with pytest.raises(UsageError, match="100MB/s"):
+        parse_bandwidth("100Mbit")
+    assert network_environment(None, None) == {}
+    for name, value in network_environment("1ms", "100MB/s").items():
+        monkeypatch.setenv(name, value)
+    assert network_in_environment() == Clock(1e-3, 1e-8)

@@ -1,0 +1,22 @@
+"""Each rank looks at its own gradient before the sum."""
+
+import numpy as np
+
+MESSAGE = "one skips and the others step"
+
+
+def mixed_step(comm, master, moment, gradient_of, loss_scale, lr, momentum, max_norm):
+    scale = loss_scale.scale
+    with np.errstate(over="ignore", invalid="ignore"):
+        mine = gradient_of(master.astype(np.float16), scale).astype(np.float32)
+        g = comm.all_reduce(mine)
+        g = g / np.float32(scale)
+    overflowed = bool(not np.isfinite(mine).all())
+    if not overflowed:
+        norm = float(np.sqrt(np.sum(g.astype(np.float64) ** 2)))
+        if norm > max_norm:
+            g = g * np.float32(max_norm / norm)
+        moment = np.float32(momentum) * moment + g
+        master = master - np.float32(lr) * moment
+    loss_scale.update(overflowed)
+    return master.copy(), moment.copy()

@@ -1,0 +1,21 @@
+"""The scale is updated before the gradient is unscaled."""
+
+import numpy as np
+
+MESSAGE = "updated before the gradient is unscaled"
+
+
+def mixed_step(comm, master, moment, gradient_of, loss_scale, lr, momentum, max_norm):
+    scale = loss_scale.scale
+    with np.errstate(over="ignore", invalid="ignore"):
+        g = comm.all_reduce(gradient_of(master.astype(np.float16), scale).astype(np.float32))
+        overflowed = not np.isfinite(g).all()
+        loss_scale.update(overflowed)
+        g = g / np.float32(loss_scale.scale)
+    if not overflowed:
+        norm = float(np.sqrt(np.sum(g.astype(np.float64) ** 2)))
+        if norm > max_norm:
+            g = g * np.float32(max_norm / norm)
+        moment = np.float32(momentum) * moment + g
+        master = master - np.float32(lr) * moment
+    return master.copy(), moment.copy()
