@@ -206,13 +206,15 @@ class AdamW(Adam):
 
 def squared_norm(gradients: Iterable[Array | None]) -> float:
     """Return the sum of squares of all gradients, None counting nothing."""
-    total = 0.0
+    squares = []
     for g in gradients:
         if g is not None:
             flat = g.reshape(-1)
             flat = flat.astype("float32") if flat.dtype == "float16" else flat  # whose squares overflow
-            total += float(array_module(flat).dot(flat, flat))
-    return total
+            squares.append(array_module(flat).dot(flat, flat))
+    if squares and is_gpu_array(squares[0]):  # wait for the GPU once, not once a gradient
+        return float(array_module(squares[0]).stack(squares).astype("float64").sum())
+    return sum(map(float, squares), 0.0)
 
 
 def clip_grad_norm_(params: Iterable[Tensor], max_norm: float, norm: float | None = None) -> float:

@@ -224,7 +224,7 @@ def _run(
     """Run the best layouts here, print predicted beside measured, and return the measured seconds."""
     chosen = found.candidates[:top]
     configs = [config_of(subject.config, c.layout, found.precision) for c in chosen]
-    seconds = run_layouts(configs, ranks, latency, bandwidth)
+    seconds = [run.seconds for run in run_layouts(configs, ranks, latency, bandwidth)]
     table = Table(box=None, pad_edge=False)
     table.add_column("layout", overflow="fold")
     for heading in ("predicted", "measured", "error"):
@@ -236,7 +236,8 @@ def _run(
     screen.print()
     screen.print(table)
     best = min(seconds)
-    verdict = "is the fastest" if seconds[0] == best else f"is {100 * (seconds[0] / best - 1):.0f} % slower than the fastest"
+    slower = 100 * (seconds[0] / best - 1)
+    verdict = f"is {slower:.0f} % slower than the fastest" if seconds[0] > best else "is the fastest"
     screen.print(f"\nof {len(seconds)} that were run, the layout chosen {verdict}", markup=False)
     return {str(c.layout): s for c, s in zip(chosen, seconds)}
 

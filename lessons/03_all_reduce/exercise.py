@@ -101,7 +101,7 @@ def doubling_all_reduce(comm, x):
     of two lg N messages from each rank as before; for other N at most two rounds more,
     (⌊lg N⌋ + 2)(α + β · bytes of x) seconds.
     """
-    total = x.copy()
+    total = np.copy(x)
     distance = 1
     while distance < comm.size:
         partner = comm.rank ^ distance

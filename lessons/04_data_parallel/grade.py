@@ -377,7 +377,9 @@ def check_master(run: Run):
         own = stepped_with(parts, lambda of_ranks, m=master: of_ranks[m])
         mean = stepped_with(parts, lambda of_ranks: sum(of_ranks) / len(of_ranks))
         name_mistake(where, got, (
-            ([old] * ranks, "nothing changed: the master's optimizer must step, and its parameters go to everyone"),
+            ([old] * ranks,
+             "nothing changed: the sum must arrive at the master (root=master), its optimizer must step there, and its"
+             " parameters go to everyone"),
             ([mean] * ranks,
              "the step was taken with the mean of the parts: they are divided by the global count already, so their"
              " sum is the gradient"),

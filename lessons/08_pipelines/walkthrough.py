@@ -255,14 +255,14 @@ show(simulate(build_schedule("gpipe", 4, 6), Costs(forward=[1, 1, 2, 1], input=[
 #
 # $$\sum_s f_s + (m-1)\max_s f_s + \sum_s b_s + (m-1)\max_s b_s$$
 #
-# so what must be small is the *largest* stage. Blocks differ: the head of a GPT is as
-# heavy as two blocks here, and the embedding weighs nothing. A profile run measures them.
+# so what must be small is the *largest* stage. Blocks differ: in this MLP the first layer reads an input three times
+# as wide as the others', and the head is small. A profile run measures them.
 
 # %%
-gpt = GPT(GPTConfig(vocab=3072, seq_len=32, width=64, layers=6, heads=4))
-costs = minipar.launch(profile_blocks, 1, gpt, np.zeros((8, 32), int), repeats=25)[0]
-for block, seconds in zip(gpt.blocks, costs):
-    print(f"{type(block).__name__:<6} {1e3 * seconds:6.2f} ms")
+uneven = MLP(MLPConfig(inputs=1536, classes=10, width=512, layers=8))
+costs = minipar.launch(profile_blocks, 1, uneven, np.ones((256, 1536), "float32"), repeats=12)[0]
+for block, seconds in zip(uneven.blocks, costs):
+    print(f"{type(block).__name__:<8} {1e3 * seconds:6.2f} ms")
 
 # %% [markdown]
 # Cutting a row of numbers so that the largest sum is smallest is the *linear partition problem*. `split_stages`

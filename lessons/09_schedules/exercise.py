@@ -1,4 +1,4 @@
-"""Lesson 09, exercise: schedules of a pipeline.
+"""Exercise 9: schedules of a pipeline.
 
 Write four functions and mend a fifth. A schedule is plain data here: `schedule[stage]` is the list of what
 that stage does, in order, and an action is a pair (kind, microbatch), such as ("F", 3).

@@ -76,7 +76,8 @@ def as_schedule(value, stages, microbatches, name):
     for stage, actions in enumerate(value):
         mine = []
         for action in actions if isinstance(actions, list | tuple) else [actions]:
-            if not isinstance(action, list | tuple) or len(action) != 2 or not isinstance(action[0], str):
+            pair = isinstance(action, list | tuple) and len(action) == 2
+            if not (pair and isinstance(action[0], str) and isinstance(action[1], int | np.integer)):
                 wrong(f'{call}: stage {stage} holds {action!r:.60}; an action is a pair such as ("F", 3)')
             mine.append(Action(action[0], int(action[1]), 0, stage))
         schedule.append(mine)
@@ -251,6 +252,14 @@ MISTAKES = {
 }
 
 
+def same_form(got, right):
+    """Return whether there is a pair of numbers for every action of every stage."""
+    try:
+        return [np.shape(np.asarray(stage, float)) for stage in got] == [(len(stage), 2) for stage in right]
+    except (TypeError, ValueError):
+        return False
+
+
 def judge_times(run, name, p, m, message):
     schedule = built(name, p, m)
     right = walk(schedule, COSTS, message)
@@ -258,8 +267,7 @@ def judge_times(run, name, p, m, message):
     if close(got, right, 1e-9):
         return
     what = f"{name}, {p} stages, {m} microbatches, costs {COSTS}, message {message:g}"
-    lengths = [len(t) for t in got] if isinstance(got, list | tuple) and all(np.ndim(t) == 2 for t in got) else None
-    if lengths != [len(t) for t in right]:
+    if not same_form(got, right):
         wrong(f"simulate must return, for each stage, one (start, end) for each of its actions ({what})")
     for mistake, message_text in MISTAKES.items():
         if close(got, walk(schedule, COSTS, message, mistake), 1e-9):

@@ -137,7 +137,7 @@ def check_share(run: Run):
         if found["changed"]:
             wrong("lost_share changes the gradient it is given; multiply into a new array")
         got = found["answer"]
-        if not isinstance(got, list | tuple) or len(got) != 2:
+        if not isinstance(got, list | tuple) or len(got) != 2 or any(np.ndim(x) or isinstance(x, str) for x in got):
             wrong(f"lost_share must return two numbers, (vanish, overflow); it returned {got!r:.60}")
         with quiet():
             scaled = g * np.float32(scale)
@@ -225,6 +225,8 @@ def check_scale(run: Run):
             if traced != right and close(got, traced, 1e-12):
                 wrong(f"LossScale({options}): {text}")
         step = next(i for i, (a, b) in enumerate(zip(got, right)) if a != b)
+        if step == 0:
+            wrong(f"LossScale({options}): at first the scale should be {right[0]:g}, it is {got[0]:g}; keep `init`")
         wrong(
             f"LossScale({options}): after {[bool(f) for f in found[:step]]} the scale should be {right[step]:g}, it is"
             f" {got[step]:g}; is the scale changed by the factors given, and the count set to 0 after each change?"
@@ -395,6 +397,8 @@ def judge_step(run, options):
     for rank in found:
         if "changed" in rank:
             wrong("mixed_step changes master or moment in place; return new arrays", points=3)
+    if not found[0]["seen"]:
+        wrong("mixed_step never called gradient_of; the gradient comes from there")
     dtypes = {dtype for rank in found for dtype, _ in rank["seen"]}
     if dtypes != {"float16"}:
         wrong(f"mixed_step: gradient_of was given {' and '.join(sorted(dtypes))} weights; the master weights are for"

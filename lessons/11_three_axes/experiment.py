@@ -88,6 +88,7 @@ def draw(rows: list[tuple[str, list[float]]], serial: list[float], path: Path) -
         steps = range(first, first + len(losses))
         axes.plot(steps, losses, color=COLOURS[i % len(COLOURS)], marker="osD^v"[i % 5], label=name)
         first += len(losses)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats)")
     axes.legend(frameon=False, title="dp×pp×tp", fontsize=8)
@@ -129,7 +130,7 @@ def main() -> None:
         shutil.rmtree(folder)
         Console().print(table)
         print("holds       KiB of parameters, the fullest rank")
-        print("over        KiB sent along an axis in a step, the rank that sends most, every operation in its ring form")
+        print("over        KiB sent along an axis in a step by the rank that sends most, operations in their ring form")
         print("off serial  largest difference of a loss from the serial run's at the same step")
         if comm.size == 1:
             print("one rank has one layout; four have six: mpirun -n 4 python lessons/11_three_axes/experiment.py")

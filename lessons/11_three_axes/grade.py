@@ -84,7 +84,10 @@ def right_place(rank, dp, pp, tp):
 @lesson.check("where each rank stands", points=2)
 def check_place(run: Run):
     for dp, pp, tp in (*MESHES, (2, 3, 4)):
-        got = [tuple(int(i) for i in where) for where in run(places, dp, pp, tp)]
+        found = run(places, dp, pp, tp)
+        if any(not isinstance(where, list | tuple) or len(where) != 3 for where in found):
+            wrong(f"place must return three numbers, (d, p, t); it returned {found[0]!r:.60}")
+        got = [tuple(int(i) for i in where) for where in found]
         ranks = range(dp * pp * tp)
         right = [right_place(r, dp, pp, tp) for r in ranks]
         if got == right:

@@ -5,11 +5,15 @@ Two BLAS threads on each of two ranks on two cores were measured 60 times slower
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from threadpoolctl import ThreadpoolController
+
+# How a user says how many threads the BLAS libraries may use.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 _lock = threading.Lock()
 _users = 0
@@ -62,6 +66,15 @@ def one_blas_thread() -> Iterator[ThreadpoolController]:
             if _users == 0:
                 _keeper.release()
                 _keeper = None
+
+
+def one_blas_thread_for_good() -> None:
+    """Limit BLAS to one thread for as long as this process lives, unless a variable says how many it may use.
+
+    For the ranks of a plain `mpirun`, which sets no such variable; `minipar run` sets them all.
+    """
+    if not any(name in os.environ for name in THREAD_VARIABLES):
+        ThreadpoolController().limit(limits=1, user_api="blas")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from minipar.comm.blas import THREAD_VARIABLES
 from minipar.errors import CommunicationError, UsageError
 
 GRACE_SECONDS = 3.0  # between asking a job to end and killing it
@@ -51,7 +52,7 @@ def job_environment(ranks: int, open_mpi: bool, base: Mapping[str, str] | None =
     """Return the environment of a job: `base` (by default this process's) and what minipar adds to it."""
     environment = dict(os.environ if base is None else base)
     environment["MINIPAR_WORLD_SIZE"] = str(ranks)
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    for variable in THREAD_VARIABLES:
         environment[variable] = "1"
     crowded = ranks > available_cores()
     if open_mpi:

@@ -19,6 +19,7 @@ import numpy as np
 from mpi4py import MPI
 
 from minipar.backend import Array, is_gpu_array
+from minipar.comm.blas import one_blas_thread_for_good
 from minipar.comm.flight import entries, parting
 from minipar.comm.guard import Call, Journal, mismatch
 from minipar.comm.hooks import Hooks
@@ -265,7 +266,8 @@ def mpi_world(
 ) -> MPICommunicator:
     """Return the communicator of the whole MPI job, the same object each time.
 
-    The first call is collective. It also installs what ends the job when one rank fails or hangs.
+    The first call is collective. It also installs what ends the job when one rank fails or hangs, and leaves
+    each of several ranks one BLAS thread.
 
     Args:
         launched: how many ranks the launcher says it started, and the variable that says so.
@@ -288,6 +290,8 @@ def mpi_world(
                 f"{variable} says {ranks} ranks, but MPI has {comm.size}: the job's mpirun is not that of "
                 f"mpi4py's library ({library}); start it with `minipar run -n {ranks} SCRIPT`"
             )
+        if comm.size > 1:
+            one_blas_thread_for_good()
         hooks.connect()
         _world = MPICommunicator(comm.Dup(), range(comm.size), "world", journal, hooks, default)
     if checks is not None:

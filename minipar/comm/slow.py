@@ -222,8 +222,8 @@ def _number(text: str, units: dict[str, float], option: str) -> float:
     except (KeyError, ValueError):
         value = 0.0
     if not value > 0:
-        example = "1ms" if units is SECONDS else "100MB/s"
-        raise UsageError(f"{option} {text} must be a number above zero with a unit ({', '.join(units)}), such as {example}")
+        known, example = ", ".join(units), "1ms" if units is SECONDS else "100MB/s"
+        raise UsageError(f"{option} {text} must be a number above zero with a unit ({known}), such as {example}")
     return value
 
 

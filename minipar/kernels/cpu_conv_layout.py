@@ -84,10 +84,10 @@ class Layout:
         self.row_reach = rows.taps[-1][1] * columns.pitch
         self.base = rows.first * columns.pitch + columns.first  # zeros before the first sample
         self.parts = [
-            (r, c, *zip(rows.data(row_phase), columns.data(column_phase)))
+            (r, c, rows.data(row_phase), columns.data(column_phase))
             for r, row_phase in enumerate(rows.phases)
             for c, column_phase in enumerate(columns.phases)
-        ]  # (row phase, column phase, its place in the layout, its place in the image)
+        ]
 
     def length(self, samples: int) -> int:
         """Elements of one channel of some samples, with all that the furthest tap reads."""
@@ -98,7 +98,7 @@ class Layout:
         (its data in the layout, the same elements of x), both (C, n, rows, columns)."""
         inside = images[..., self.base : self.base + len(x) * self.area]
         inside = inside.reshape(*inside.shape[:3], len(x), self.rows.pitch, self.columns.pitch)
-        for r, c, (lay_r, lay_c), (img_r, img_c) in self.parts:
+        for r, c, (lay_r, img_r), (lay_c, img_c) in self.parts:
             yield inside[r, c][..., lay_r, lay_c], x.swapaxes(0, 1)[..., img_r, img_c]
 
     def outputs(self, flat: Array) -> Array:

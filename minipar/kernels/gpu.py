@@ -1,15 +1,294 @@
-"""The kernels for CuPy arrays: the plain formulas, and new arrays made on the GPU."""
+"""The kernels for CuPy arrays: fused where a formula would make many passes over memory, else plain.
+
+The CUDA code is in gpu_source; here are the calls. What differs from the CPU:
+
+- Two-byte floats go to cuBLAS as they are: it multiplies them on tensor cores and adds up in float32
+  (CUBLAS_COMPUTE_32F, which CuPy asks for), rounding once.
+- Attention keeps its probabilities in the dtype of q, as PyTorch's own formula does.
+- Nothing waits for the GPU. So indices are not looked at on the host: one that is out of range gives NaN.
+
+None of this has run on a GPU yet: tests/gpu is there to be run on one.
+"""
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
 from minipar.backend import device_module
 from minipar.kernels import plain
-from minipar.kernels.common import Array
-from minipar.kernels.plain import *  # noqa: F403
+from minipar.kernels.common import Array, check_attention, rows, work_dtype
+from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, SUMS
+from minipar.kernels.plain import (
+    avg_pool2d,
+    avg_pool2d_backward,
+    bias_add_,
+    col2im,
+    conv2d,
+    conv2d_backward_bias,
+    conv2d_backward_input,
+    conv2d_backward_weight,
+    embedding_backward,
+    group_norm,
+    group_norm_backward,
+    im2col,
+    linear_backward_bias,
+    log_softmax,
+    log_softmax_backward,
+    max_pool2d,
+    max_pool2d_backward,
+    rms_norm,
+    rms_norm_backward,
+    sgd_step_,
+    splitmix64,
+)
+
+__all__ = [
+    "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_",
+    "col2im", "conv2d", "conv2d_backward_bias", "conv2d_backward_input", "conv2d_backward_weight",
+    "cross_entropy", "cross_entropy_backward", "dropout_mask", "embedding", "embedding_backward", "gelu",
+    "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",
+    "linear", "linear_backward_bias", "linear_backward_input", "linear_backward_weight", "log_softmax",
+    "log_softmax_backward", "max_pool2d", "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_",
+    "softmax", "softmax_backward", "splitmix64",
+]  # fmt: skip
+
+C_NAMES = {"float32": "float", "float64": "double"}
 
 
-def dropout_mask(  # type: ignore[no-redef]
-    shape: tuple[int, ...], p: float, key: int, start: int = 0
+@functools.cache
+def _elementwise(name: str, work: str) -> Any:
+    """Return a kernel of gpu_source for a working precision; CuPy compiles it at its first call."""
+    source, cupy = ELEMENTWISE[name], device_module("cuda")
+    inputs, outputs = (text.format(W=work) for text in (source.inputs, source.outputs))
+    preamble = PREAMBLE % {"work": C_NAMES[work]}
+    return cupy.ElementwiseKernel(inputs, outputs, source.code, f"minipar_{name}_{work}", preamble=preamble)
+
+
+@functools.cache
+def _reduction(name: str, work: str) -> Any:
+    source, cupy = SUMS[name], device_module("cuda")
+    return cupy.ReductionKernel(
+        source.inputs.format(W=work), f"{work} out", source.term, source.reduce, "out = a", source.identity,
+        f"minipar_{name}_{work}", reduce_type=C_NAMES[work], preamble=PREAMBLE % {"work": C_NAMES[work]},
+    )  # fmt: skip
+
+
+def _run(name: str, like: Array, *arguments: Any) -> Any:
+    """Call an elementwise kernel in the working precision of `like`."""
+    return _elementwise(name, work_dtype(like.dtype).name)(*arguments)
+
+
+def _sum(name: str, like: Array, *arguments: Any, axis: int) -> Array:
+    """Call a reduction in the working precision of `like`; the axis stays, with length 1."""
+    return _reduction(name, work_dtype(like.dtype).name)(*arguments, axis=axis, keepdims=True)
+
+
+# ---- activations and norms ---------------------------------------------------------------------------
+
+
+def gelu(x: Array, approximate: str = "tanh") -> Array:
+    """See plain.gelu."""
+    return _run("gelu_exact" if approximate == "none" else "gelu", x, x)
+
+
+def gelu_backward(g: Array, x: Array, approximate: str = "tanh") -> Array:
+    """See plain.gelu_backward."""
+    return _run("gelu_exact_backward" if approximate == "none" else "gelu_backward", x, g, x)
+
+
+def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    """See plain.layer_norm. Three passes over x: mean, variance of the centred rows, result."""
+    if weight is None or bias is None or x.size == 0:
+        return plain.layer_norm(x, weight, bias, eps)
+    mean = _sum("sum", x, x, axis=-1) / x.shape[-1]
+    rstd = _run("inverse_root", x, _sum("squares", x, x, mean, axis=-1), x.shape[-1], eps)
+    return _run("normalise_scaled", x, x, mean, rstd, weight, bias), mean, rstd
+
+
+def layer_norm_backward(
+    g: Array, x: Array, mean: Array, rstd: Array, weight: Array | None
+) -> tuple[Array, Array | None, Array]:
+    """See plain.layer_norm_backward."""
+    if weight is None or x.size == 0:
+        return plain.layer_norm_backward(g, x, mean, rstd, weight)
+    by_one = _sum("weighted", x, g, weight, axis=-1) / x.shape[-1]
+    by_x = _sum("weighted_by_x", x, g, x, mean, rstd, weight, axis=-1) / x.shape[-1]
+    dx = _run("layer_norm_backward", x, g, x, mean, rstd, weight, by_one, by_x)
+    dweight = _sum("by_x", x, rows(g), rows(x), rows(mean), rows(rstd), axis=0)[0]
+    dbias = _sum("sum", x, rows(g), axis=0)[0]
+    return dx, dweight.astype(weight.dtype, copy=False), dbias.astype(weight.dtype, copy=False)
+
+
+# ---- softmax and cross-entropy -----------------------------------------------------------------------
+
+
+def _masked_softmax(x: Array, axis: int, query: Array, key: Array) -> Array:
+    """softmax over the places where key ≤ query, which are int32 arrays that broadcast to x."""
+    top = _sum("top", x, x, query, key, axis=axis)
+    total = _sum("exponentials", x, x, query, key, top, axis=axis)
+    return _run("softmax", x, x, query, key, top, total)
+
+
+def softmax(x: Array, axis: int) -> Array:
+    """See plain.softmax."""
+    if x.size == 0:
+        return plain.softmax(x, axis)
+    everywhere = device_module("cuda").zeros((1,) * x.ndim, np.int32)
+    return _masked_softmax(x, axis, everywhere, everywhere)
+
+
+def softmax_backward(g: Array, y: Array, axis: int, scale: float = 1.0) -> Array:
+    """See plain.softmax_backward; `scale` multiplies the result."""
+    if y.size == 0:
+        return plain.softmax_backward(g, y, axis)
+    return _run("softmax_backward", y, g, y, _sum("product", y, g, y, axis=axis), scale)
+
+
+def cross_entropy(
+    logits: Array, targets: Array, ignore_index: int = -100, label_smoothing: float = 0.0
+) -> tuple[Array, Array]:
+    """See plain.cross_entropy; but a target outside 0..V-1 gives a loss of NaN."""
+    if logits.size == 0:
+        return plain.cross_entropy(logits, targets, ignore_index, label_smoothing)
+    xp, logits = device_module("cuda"), device_module("cuda").ascontiguousarray(logits)
+    width, work = logits.shape[1], work_dtype(logits.dtype)
+    everywhere = xp.zeros((1, 1), np.int32)
+    top = _sum("top", logits, logits, everywhere, everywhere, axis=1)
+    total = _sum("exponentials", logits, logits, everywhere, everywhere, top, axis=1)
+    mean = _sum("sum", logits, logits, axis=1) / width if label_smoothing else xp.zeros((1, 1), work)
+    facts = targets, top[:, 0], total[:, 0], mean[:, 0], width, ignore_index, label_smoothing
+    losses = _run("cross_entropy", logits, logits, *facts)
+    finite = xp.where(top[:, 0] == -np.inf, 0, top[:, 0])
+    return losses, xp.stack([finite, 1 / xp.where(total[:, 0] == 0, 1, total[:, 0])]).astype(work, copy=False)
+
+
+def cross_entropy_backward(
+    g: Array,
+    logits: Array,
+    targets: Array,
+    saved: Array,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
 ) -> Array:
+    """See plain.cross_entropy_backward."""
+    width = logits.shape[1]
+    columns = device_module("cuda").arange(width, dtype=targets.dtype)
+    rest = g[:, None], targets[:, None], columns, width, ignore_index, label_smoothing
+    return _run("cross_entropy_backward", logits, logits, saved[0][:, None], saved[1][:, None], *rest)
+
+
+# ---- attention ---------------------------------------------------------------------------------------
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Array]:
+    """See plain.attention; `probs` have the dtype of q."""
+    check_attention(q, k, v)
+    if q.size == 0 or k.size == 0:
+        return plain.attention(q, k, v, mask, causal, scale, out)
+    xp = device_module("cuda")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scaled = q * q.dtype.type(scale)  # before the product, which might overflow a two-byte float
+    scores = scaled @ k.swapaxes(-1, -2)  # (..., Tq, Tk)
+    if mask is not None:
+        added = xp.where(mask, 0, -np.inf) if mask.dtype == bool else mask
+        scores = scores + added.astype(scores.dtype, copy=False)
+    lengths = scores.shape[-2:] if causal else (1, 1)
+    query, key = (xp.arange(length, dtype=np.int32) for length in lengths)
+    probs = _masked_softmax(scores, -1, query[:, None], key)
+    y = probs @ v
+    if out is None:
+        return y, probs
+    out[...] = y
+    return out, probs
+
+
+def attention_backward(
+    g: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    probs: Array,
+    scale: float | None = None,
+    out: tuple[Array, Array, Array] | None = None,
+    causal: bool = False,
+) -> tuple[Array, Array, Array]:
+    """See plain.attention_backward."""
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    dscores = softmax_backward(g @ v.swapaxes(-1, -2), probs, -1, scale)  # (..., Tq, Tk)
+    grads = dscores @ k, dscores.swapaxes(-1, -2) @ q, probs.swapaxes(-1, -2) @ g
+    if out is None:
+        return grads
+    for into, grad in zip(out, grads):
+        into[...] = grad
+    return out
+
+
+# ---- linear layers, embeddings, randomness -----------------------------------------------------------
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """See plain.linear."""
+    y = (rows(x) @ weight.T).astype(x.dtype, copy=False)
+    if bias is not None:
+        y += bias.astype(y.dtype, copy=False)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def linear_backward_input(g: Array, weight: Array) -> Array:
+    """See plain.linear_backward_input."""
+    dx = rows(g) @ weight.astype(g.dtype, copy=False)
+    return dx.reshape(*g.shape[:-1], weight.shape[1])
+
+
+def linear_backward_weight(g: Array, x: Array) -> Array:
+    """See plain.linear_backward_weight."""
+    return rows(g).T @ rows(x.astype(g.dtype, copy=False))
+
+
+def embedding(weight: Array, ids: Array) -> Array:
+    """See plain.embedding; but an id outside 0..V-1 gives a row of NaN."""
+    out = device_module("cuda").empty((ids.size, weight.shape[1]), weight.dtype)
+    weight = device_module("cuda").ascontiguousarray(weight)
+    _run("embedding", weight, weight, ids.reshape(-1, 1), *weight.shape, out)
+    return out.reshape(*ids.shape, weight.shape[1])
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, key: int, start: int = 0) -> Array:
     """See plain.dropout_mask; the mask lies on the current GPU."""
     return plain.dropout_mask(shape, p, key, start, xp=device_module("cuda"))
+
+
+# ---- the optimizer -----------------------------------------------------------------------------------
+
+
+def adam_step_(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    decoupled: bool,
+) -> None:
+    """See plain.adam_step_. One pass: everything is read once and written once."""
+    shrink = 1 - lr * weight_decay if decoupled else 1.0
+    decay = 0.0 if decoupled else weight_decay
+    root_correction, step_size = math.sqrt(1 - beta2**step), lr / (1 - beta1**step)
+    numbers = 1 - beta1, beta2, eps, decay, shrink, root_correction, step_size
+    _run("adam", p, p, g, m, v, *numbers, p, m, v)

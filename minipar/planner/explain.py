@@ -78,12 +78,13 @@ def placement_text(machine: Machine, c: Candidate) -> str:
             continue
         inside = link_of(machine, groups[axis]) is machine.node
         where = "inside a node" if inside else "across nodes"
-        if machine.node is machine.cluster or machine.node == machine.cluster:
+        if machine.node == machine.cluster:
             where = "between the ranks"
-        places.append(f"{words[axis]} stays {where} ({bytes_text(c.traffic[axis])} a rank)")
+        verb = "stays" if where == "inside a node" else "goes"
+        places.append(f"{words[axis]} {verb} {where} ({bytes_text(c.traffic[axis])} a rank)")
     if not places:
         return "Nothing is sent."
-    joined = "; ".join(p.replace(" stays across", " goes across").replace(" stays between", " goes between") for p in places)
+    joined = "; ".join(places)
     return joined[0].upper() + joined[1:] + "."
 
 

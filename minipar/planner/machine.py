@@ -199,7 +199,9 @@ def read_machine(path: Path) -> Machine:
     try:
         found = json.loads(path.read_text())
     except OSError as error:
-        raise UsageError(f"machine file {path} cannot be read: {error.strerror}; write one with minipar calibrate") from None
+        raise UsageError(
+            f"machine file {path} cannot be read: {error.strerror}; write one with minipar calibrate"
+        ) from None
     except ValueError as error:
         raise DataError(f"machine file {path} is no JSON: {error}") from None
     if not isinstance(found, dict):

@@ -164,14 +164,14 @@ def measure_kind(kind: Kind, comm: Communicator) -> Table:
     What is too large to be measured is taken from the next smaller point, with time in proportion to work.
     """
     shape = tuple(len(axis) for axis in kind.axes)
-    times = np.zeros((2, *shape))
+    times: Any = np.zeros((2, *shape))
     for place in itertools.product(*(range(n) for n in shape)):
         size = tuple(axis[i] for axis, i in zip(kind.axes, place))
         if kind.flops(*size) > LARGEST:
             axis = max((a for a in range(len(size)) if place[a]), key=lambda a: size[a])
             before = tuple(i - (a == axis) for a, i in enumerate(place))
             smaller = tuple(ax[i] for ax, i in zip(kind.axes, before))
-            times[(slice(None), *place)] = times[(slice(None), *before)] * kind.flops(*size) / kind.flops(*smaller)
+            times[:, *place] = times[:, *before] * kind.flops(*size) / kind.flops(*smaller)
             continue
         room = min(SPREAD / kind.bytes(*size), ENOUGH / max(kind.flops(*size), 1.0), 8)
         count = max(int(room), 1)
@@ -181,7 +181,7 @@ def measure_kind(kind: Kind, comm: Communicator) -> Table:
         start = time.thread_time()
         while len(found) < 2 or (len(found) < REPEATS and time.thread_time() - start < SECONDS):
             found.append(once(makes))
-        times[(slice(None), *place)] = np.min(found, axis=0) / count
+        times[:, *place] = np.min(found, axis=0) / count
     times = comm.all_reduce(times) / comm.size
     return Table(tuple(tuple(map(float, axis)) for axis in kind.axes), times[0].tolist(), times[1].tolist())
 

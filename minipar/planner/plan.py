@@ -113,17 +113,18 @@ def plan(
     if ranks < 1 or batch < 1:
         raise UsageError(f"plan: {ranks} ranks and a batch of {batch} cannot be; give at least 1 of each")
     out = Plan(shape, machine, ranks, batch, machine.memory if limit is None else limit, precision)
-    for grid in factorings(ranks):
-        reason = _impossible(out, *grid)
+    for dp, pp, tp in factorings(ranks):
+        grid = f"dp {dp} × pp {pp} × tp {tp}"
+        reason = _impossible(out, dp, pp, tp)
         if reason is not None:
-            out.refused.setdefault(reason, []).append("dp {} × pp {} × tp {}".format(*grid))
+            out.refused.setdefault(reason, []).append(grid)
             continue
-        for zero in range(4 if grid[0] > 1 else 1):
-            if zero > 1 and grid[1] > 1:
+        for zero in range(4 if dp > 1 else 1):
+            if zero > 1 and pp > 1:
                 reason = "ZeRO 2 and 3 with a pipeline: every microbatch would reduce or gather every unit again"
-                out.refused.setdefault(reason, []).append("dp {} × pp {} × tp {}".format(*grid))
+                out.refused.setdefault(reason, []).append(grid)
                 break
-            best = _best_variant(out, *grid, zero)
+            best = _best_variant(out, dp, pp, tp, zero)
             if best is not None:
                 out.candidates.append(best)
     out.candidates.sort(key=lambda c: c.step.seconds)

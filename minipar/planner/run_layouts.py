@@ -1,21 +1,23 @@
 """Run some layouts for a few steps each and say how long a step took: what predictions are held against.
 
-    times = run_layouts(configs, ranks=2)        # starts one MPI job in which they take turns
+    runs = run_layouts(configs, ranks=2)         # starts one MPI job in which they take turns
+    runs[0].seconds
 
 The layouts take turns, a few steps at a time, so that a machine that is slower for a while is slower for all;
-of each the median step counts.
+of each the median step counts. Of a pipeline its timeline is kept, too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from minipar.comm.launcher import run_mpi
 from minipar.comm.slow import network_environment
 from minipar.config import TrainConfig
 from minipar.errors import CommunicationError
+from minipar.parallel.pipeline.simulator import Span, Timeline, timeline
+from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.layout import Layout, Precision
 from minipar.training import Job, load_data
 
@@ -47,13 +51,23 @@ def config_of(config: TrainConfig, layout: Layout, precision: Precision | None =
     )  # fmt: skip
 
 
-def measure(comm: Communicator, configs: Sequence[TrainConfig], rounds: int = ROUNDS, steps: int = STEPS) -> list[list[float]]:
-    """Return the seconds of each layout's steps; every rank calls it with the same settings."""
+@dataclass(frozen=True)
+class Ran:
+    """What came of one layout: the median seconds of a step, and the timeline of a pipeline's last step."""
+
+    seconds: float
+    timeline: Timeline | None = None
+
+
+def measure(
+    comm: Communicator, configs: Sequence[TrainConfig], rounds: int = ROUNDS, steps: int = STEPS
+) -> list[Ran]:
+    """Run the layouts on the ranks of `comm`, each of which calls it with the same settings. Collective."""
     keep_freed_memory()
     enough = rounds * steps + 2
     data = load_data(configs[0].resolved())
     jobs = [Job(replace(c, steps=enough).resolved(), comm, data) for c in configs]
-    runs = [job.train() for job in jobs]
+    runs: list[Any] = [job.train() for job in jobs]
     for run in runs:
         next(run)  # the first step makes the optimizer's state
     seconds: list[list[float]] = [[] for _ in jobs]
@@ -66,14 +80,23 @@ def measure(comm: Communicator, configs: Sequence[TrainConfig], rounds: int = RO
                 mine.append(time.perf_counter() - start)
     for run in runs:
         run.close()
-    return seconds
+    return [Ran(statistics.median(mine), _timeline(job)) for mine, job in zip(seconds, jobs)]
+
+
+def _timeline(job: Job) -> Timeline | None:
+    """Return the last step of this rank's pipeline, on a clock that is zero when the step began. Collective."""
+    if not isinstance(job.strategy, Pipelined):
+        return None
+    spans = job.mesh.pp.all_gather_object(job.strategy.executor.spans)
+    first = min(stage[0].start for stage in spans)
+    return timeline([[Span(s.action, s.start - first, s.end - first) for s in stage] for stage in spans])
 
 
 def run_layouts(
     configs: Sequence[TrainConfig], ranks: int, latency: str | None = None, bandwidth: str | None = None,
     rounds: int = ROUNDS, steps: int = STEPS,
-) -> list[float]:  # fmt: skip
-    """Return the median seconds of a step of each, measured in an MPI job on this machine.
+) -> list[Ran]:  # fmt: skip
+    """Measure layouts in an MPI job on this machine.
 
     Args:
         latency, bandwidth: of an imitated network, as `minipar run` takes them.
@@ -82,7 +105,7 @@ def run_layouts(
         CommunicationError: the job failed; it has said why.
     """
     with tempfile.TemporaryDirectory() as folder:
-        task, result = Path(folder) / "task.json", Path(folder) / "seconds.json"
+        task, result = Path(folder) / "task.json", Path(folder) / "runs.pickle"
         what: dict[str, Any] = {"configs": [c.to_dict() for c in configs], "rounds": rounds, "steps": steps}
         task.write_text(json.dumps(what))
         env = {**os.environ, **network_environment(latency, bandwidth)}
@@ -90,17 +113,20 @@ def run_layouts(
         code = run_mpi(command, ranks, timeout=LIMIT, env=env)
         if code or not result.exists():
             raise CommunicationError(f"plan: the job that runs the layouts ended with exit code {code}")
-        return [statistics.median(row) for row in json.loads(result.read_text())]
+        found: list[Ran] = pickle.loads(result.read_bytes())
+        return found
 
 
 def main(task: str, result: str) -> None:
     """What each rank of that job does."""
     what = json.loads(Path(task).read_text())
     comm = world()
-    seconds = measure(comm, [TrainConfig(**c) for c in what["configs"]], what["rounds"], what["steps"])
+    runs = measure(comm, [TrainConfig(**c) for c in what["configs"]], what["rounds"], what["steps"])
     if comm.rank == 0:
-        Path(result).write_text(json.dumps(seconds))
+        Path(result).write_bytes(pickle.dumps(runs))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from minipar.planner import run_layouts as this_module  # under its own name, by which results are pickled
+
+    this_module.main(*sys.argv[1:])

@@ -119,7 +119,9 @@ def shape_of(model: str, config: Any, dropout: bool = False) -> Shape:
     Raises:
         UsageError: an unknown model.
     """
-    builders = {"gpt": gpt_blocks, "mlp": mlp_blocks, "convnet": convnet_blocks}
+    builders: dict[str, Callable[..., list[Block]]] = {
+        "gpt": gpt_blocks, "mlp": mlp_blocks, "convnet": convnet_blocks,
+    }  # fmt: skip
     if model not in builders:
         raise UsageError(f"model {model!r} is unknown: use one of {', '.join(builders)}")
     return Shape(model, config, builders[model], dropout)
@@ -169,7 +171,7 @@ def gpt_blocks(
     block = Block("block", layer, outside * width, outside * width, sums)
     look_up = work.embedding(rows, vocab, width)
     positions = Op("add", (n,), moved=(3.0 * n, 0.0, 1.0 * n), parameters=(t * width,))
-    first = (Message("all_reduce", n, "forward"),) if tp > 1 else ()
+    first: tuple[Message, ...] = (Message("all_reduce", n, "forward"),) if tp > 1 else ()
     if tp > 1 and sequence_parallel:
         first += (Message("all_gather", n, "backward"),)
     embed = Block("embedding", (look_up, positions), outside * width, 2 * rows, first)

@@ -17,17 +17,17 @@ PASSES = ("forward", "input", "weight")
 
 
 class Matmul(NamedTuple):
-    """`count` products (m, k) @ (k, n)."""
+    """`times` products (m, k) @ (k, n)."""
 
     m: float
     k: float
     n: float
-    count: float = 1
+    times: float = 1
 
     @property
     def flops(self) -> float:
         """Multiplications and additions: 2 m k n each."""
-        return 2.0 * self.m * self.k * self.n * self.count
+        return 2.0 * self.m * self.k * self.n * self.times
 
 
 @dataclass(frozen=True)

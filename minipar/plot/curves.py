@@ -72,6 +72,7 @@ def scaling_curve(
     axes.set_yscale("log", base=2)
     every = sorted({n for points in curves.values() for n in points})
     axes.set_xticks(every, [str(n) for n in every])
+    axes.set_xlim(every[0] / 1.1, every[-1] * 1.2)  # room for the efficiencies
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,.4g}")
     axes.set_xlabel("ranks")
     axes.set_ylabel(unit)

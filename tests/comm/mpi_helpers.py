@@ -20,14 +20,17 @@ class Outcome(NamedTuple):
 
 
 def mpirun(
-    ranks: int, script: Path, *arguments: str, limit: float = 60.0, launched: bool = False, **settings: str
+    ranks: int, script: Path, *arguments: str, limit: float = 60.0, launched: bool = False, **settings: str | None
 ) -> Outcome:
-    """Run `mpirun -n ranks python script arguments`, plainly or as the launcher does."""
+    """Run `mpirun -n ranks python script arguments`, plainly or as the launcher does.
+
+    `settings` are environment variables; None takes one away.
+    """
     program = find_mpirun()
     environment = dict(os.environ)
     if launched or is_open_mpi(program):  # Open MPI needs its settings to run as root and crowded
         environment = job_environment(ranks, is_open_mpi(program), environment)
-    environment.update(settings)
+    environment = {k: v for k, v in (environment | settings).items() if v is not None}
     start = time.monotonic()
     job = subprocess.run(
         [program, "-n", str(ranks), sys.executable, str(script), *arguments],

@@ -30,3 +30,17 @@ def test_scenario_on_mpi(name: str, ranks: int, outcomes: Outcomes) -> None:
     for rank, outcome in enumerate(outcomes[ranks]):
         assert name in outcome, f"not reached: {list(outcome)[-1]} failed before it"
         assert outcome[name] is None, f"rank {rank}: {outcome[name]}"
+
+
+def test_a_plain_mpirun_leaves_each_rank_one_blas_thread(tmp_path: Path) -> None:
+    """Unless a variable says how many; the launcher sets them all."""
+    script = tmp_path / "threads.py"
+    script.write_text(
+        "import numpy, threadpoolctl, minipar\n"
+        "minipar.world().barrier()\n"
+        "print({lib['num_threads'] for lib in threadpoolctl.threadpool_info() if lib['user_api'] == 'blas'})\n"
+    )
+    plain = mpirun(2, script, OMP_NUM_THREADS=None, OPENBLAS_NUM_THREADS=None, MKL_NUM_THREADS=None)
+    assert plain.code == 0 and set(plain.out.split()) == {"{1}"}, plain
+    told = mpirun(2, script, OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", MKL_NUM_THREADS=None)
+    assert told.code == 0 and set(told.out.split()) == {"{2}"}, told

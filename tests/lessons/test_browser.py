@@ -40,6 +40,8 @@ FINISHED = """() => {
   const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent.trim());
   return prompts.length > 5 && prompts.every(p => /^\\[\\d+\\]:$/.test(p));
 }"""
+CLEARED = """() => document.querySelectorAll('.jp-OutputArea-output').length == 0
+  && [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].every(p => p.textContent.trim() == '[ ]:')"""
 PICTURES = """() => [...document.querySelectorAll('.jp-OutputArea-output img')].map(
   i => [i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().width]
 )"""
@@ -122,18 +124,14 @@ def test_notebook_runs_in_jupyterlab(number: int, server: str, browser: Any, tmp
     )
     page = browser.new_page(viewport={"width": 1280, "height": 1600})
     page.goto(f"{server}/lab/workspaces/of-{number}/tree/{entry.name}/walkthrough.ipynb?token={TOKEN}")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=1000 * START_SECONDS)
-    page.wait_for_selector(
-        ".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=1000 * START_SECONDS
-    )
+    page.wait_for_function(FINISHED, timeout=1000 * START_SECONDS)  # with the outputs that are committed
+    page.get_by_text("| Idle").wait_for(timeout=1000 * START_SECONDS)  # the kernel, in the status bar
     assert page.locator(".jp-Dialog").count() == 0, "it opens without asking for a kernel"
     choose(page, "Edit", "Clear Outputs of All Cells")
-    page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea-output').length == 0")
+    page.wait_for_function(CLEARED)
     choose(page, "Run", "Run All Cells")
     page.wait_for_function(FINISHED, timeout=1000 * RUN_SECONDS)
     keep = Path(os.environ.get("MINIPAR_SCREENSHOTS", tmp_path))
-    if page.locator(".jp-Dialog").count():
-        page.screenshot(path=keep / "dialog.png")
     page.locator(".jp-OutputArea-output img").first.scroll_into_view_if_needed()
     page.screenshot(path=keep / f"{entry.name}.png")
     errors = page.locator("[data-mime-type='application/vnd.jupyter.error']")

@@ -2,7 +2,7 @@
 
 from tests.mutations.fault import Fault
 
-MPI = "tests/comm/test_comm_mpi_faults.py"
+MONITOR = "tests/comm/test_comm_monitor.py"
 FLIGHT = "tests/comm/test_comm_flight.py"
 SIGNALS = "tests/faults/test_signals.py"
 POLICY = "tests/amp/test_policy_resume.py"
@@ -13,21 +13,21 @@ FAULTS: list[Fault] = [
         "minipar/comm/monitor.py",
         '[ "$said" = finished ] && exit\n',
         "exit\n",
-        f"{MPI}::test_a_killed_rank_ends_the_job_and_is_named",
+        f"{MONITOR}::test_the_first_to_die_is_named_and_those_that_follow_are_not",
     ),
     Fault(
         "faults: every killed rank is named, not only the first",
         "minipar/comm/monitor.py",
         'mv "$1" "$1.$2" 2>/dev/null || { rm -rf "$1.taken"; exit; }\n',
         'cp -r "$1" "$1.$2"\n',
-        f"{MPI}::test_a_killed_rank_ends_the_job_and_is_named",
+        f"{MONITOR}::test_the_first_to_die_is_named_and_those_that_follow_are_not",
     ),
     Fault(
-        "faults: the step of a killed rank is not noted",
-        "minipar/comm/hooks.py",
-        "        self._journal.on_move = self.monitor.note\n",
-        "        assert self.monitor.note\n",
-        f"{MPI}::test_a_killed_rank_ends_the_job_and_is_named",
+        "faults: the place noted for a killed rank is its first, not its last",
+        "minipar/comm/monitor.py",
+        ".ljust(PLACE_BYTES - 1) + b\"\\n\", 0)",
+        ".ljust(PLACE_BYTES - 1) + b\"\\n\", PLACE_BYTES * (\"step\" in rest))",
+        f"{MONITOR}::test_the_first_to_die_is_named_and_those_that_follow_are_not",
     ),
     Fault(
         "faults: each rank stops when it was asked itself",

@@ -110,7 +110,8 @@ def main() -> None:
             f"  {fit:>8}  {100 * (constant / run.tflops - 1):+6.1f} %"
         )
     guess = errors([constant] * len(MEGATRON))
-    print(f"mean error of the other eight: {100 * statistics.mean(errors(predicted)):.1f} %, naive {100 * statistics.mean(guess):.1f} %")
+    mean = 100 * statistics.mean(errors(predicted))
+    print(f"mean error of the other eight: {mean:.1f} %, naive {100 * statistics.mean(guess):.1f} %")
 
 
 if __name__ == "__main__":

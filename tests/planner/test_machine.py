@@ -10,13 +10,13 @@ import pytest
 
 from minipar import launch, world
 from minipar.errors import DataError, UsageError
+from minipar.models import ConvNetConfig, GPTConfig, MLPConfig
 from minipar.planner.calibrate import fit_line, measure_collective, measure_overlap
 from minipar.planner.fit import fitted, with_rates
 from minipar.planner.machine import read_machine, write_machine
 from minipar.planner.measure_ops import Kind, kinds, measure_kind, measure_updates
 from minipar.planner.presets import GPUS, NETWORKS, preset
 from minipar.planner.shapes import shape_of
-from minipar.models import ConvNetConfig, GPTConfig, MLPConfig
 from tests.planner.machines import FLAT, MEASURED, PLAIN
 
 

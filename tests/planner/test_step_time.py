@@ -10,10 +10,12 @@ from minipar.models import GPTConfig, MLPConfig
 from minipar.parallel.pipeline.formulas import FORMULAS
 from minipar.planner import step_time
 from minipar.planner.collectives import Group, axis_groups, collective, message, on_link
+from minipar.planner.gradient_time import hidden_behind
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, Rate
+from minipar.planner.op_time import Passes, matmul_seconds
 from minipar.planner.shapes import shape_of
-from minipar.planner.step_time import Passes, hidden_behind, long_pipeline, matmul_seconds, predict
+from minipar.planner.step_time import long_pipeline, predict
 from minipar.planner.work import Matmul, linear
 from tests.planner.machines import MEASURED, PLAIN
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-MESSAGE = "wait for each other"
+MESSAGE = "the ranks wait for each other without end"
 
 
 def tied_step(comm, weight, table, ids, targets, count, lr):

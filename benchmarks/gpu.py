@@ -1,0 +1,197 @@
+"""GPT-2 small on one GPU: minipar on CuPy beside PyTorch eager, in TF32 and float16, and as a captured graph.
+
+    python benchmarks/gpu.py            # needs CuPy and a GPU; PyTorch with CUDA for the comparison
+    python benchmarks/gpu.py --quick    # a small model: does everything run?
+
+124 M parameters, sequence 1024, batch 8; forward, backward and AdamW, medians of steps that take turns. The peer's
+attention is PyTorch's own formula (math), and its flash attention beside it. The rate is given as a share of a matrix
+product's, measured in the same precision. Results go to benchmarks/results/ with date, card and versions.
+
+This has not been run on a GPU yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import machine
+import numpy as np
+from table import Line, faster, show
+from turns import HERE
+
+VOCAB = 50257
+SIZE = {"tokens": 1024, "width": 768, "layers": 12, "heads": 12, "batch": 8}
+SMALL = {"tokens": 128, "width": 128, "layers": 2, "heads": 4, "batch": 2}
+WANTED = {"tf32": 0.9, "fp16": 0.8}
+Step = Callable[[], None]
+
+
+def flops(s: dict[str, int]) -> float:
+    """Return the operations of a step in matrix products, the causal half of attention's counted whole, as computed."""
+    per_token = s["layers"] * (24 * s["width"] ** 2 + 4 * s["tokens"] * s["width"]) + 2 * VOCAB * s["width"]
+    return 3.0 * per_token * s["tokens"] * s["batch"]
+
+
+def tokens(s: dict[str, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCAB, (s["batch"], s["tokens"] + 1))
+
+
+def ours(s: dict[str, int], precision: str, captured: bool) -> Step:
+    """minipar's step; `captured`: forward and backward as one CUDA graph, AdamW after it."""
+    from minipar import optim
+    from minipar.amp import autocast
+    from minipar.backend import to_device
+    from minipar.kernels.gpu_graph import CapturedStep
+    from minipar.models import GPT, GPTConfig
+
+    config = GPTConfig(VOCAB, s["tokens"], s["width"], s["layers"], s["heads"])
+    model = GPT(config).materialize(seed=0, dtype="float32", device="cuda")
+    optimizer = optim.AdamW(model.parameters(), lr=1e-4)
+    ids = to_device(tokens(s), "cuda")
+    x, y = ids[:, :-1].copy(), ids[:, 1:].copy()
+    scale = 1024.0 if precision == "fp16" else 1.0
+    casting = autocast("float16") if precision == "fp16" else contextlib.nullcontext()
+
+    def gradients() -> None:
+        model.zero_grad()
+        with casting:
+            (model.loss(model(x), y) / (y.size / scale)).backward()
+
+    graph = CapturedStep(gradients) if captured else None
+
+    def step() -> None:
+        if graph is None:
+            gradients()
+        else:
+            graph()
+            graph.synchronize()
+        if scale != 1.0:
+            for p in model.parameters():
+                p.grad /= scale
+        optimizer.step()
+
+    return step
+
+
+def torchs(s: dict[str, int], precision: str, flash: bool) -> Step:
+    """PyTorch's step, eager."""
+    import torch
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch_models import Gpt
+
+    torch.backends.cuda.matmul.allow_tf32 = True
+    model = Gpt(VOCAB, s["tokens"], s["width"], s["layers"], s["heads"]).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids = torch.from_numpy(tokens(s)).cuda()
+    x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
+
+    def step() -> None:
+        optimizer.zero_grad()
+        backend = SDPBackend.FLASH_ATTENTION if flash else SDPBackend.MATH
+        with sdpa_kernel(backend), torch.autocast("cuda", torch.float16, enabled=precision == "fp16"):
+            loss = F.cross_entropy(model(x).view(-1, VOCAB), y.view(-1))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def medians(steps: dict[str, Step], wait: Callable[[], Any], rounds: int) -> dict[str, float]:
+    """Return each step's median seconds; they take turns, and the first two turns warm up."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 2):
+        for name, step in steps.items():
+            wait()
+            start = time.perf_counter()
+            step()
+            wait()
+            if turn > 1:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def matmul_rate(cupy: Any, dtype: str, size: int) -> float:
+    """Return operations a second of a square matrix product on the GPU."""
+    a = cupy.ones((size, size), dtype)
+    wait = cupy.cuda.get_current_stream().synchronize
+
+    def run() -> None:
+        a @ a
+        wait()
+
+    return 2 * size**3 / machine.median_seconds(run)
+
+
+def measure(cupy: Any, quick: bool) -> list[Line]:
+    """Return the lines of both precisions."""
+    s, lines = (SMALL if quick else SIZE), []
+    with_torch = has_torch()
+    for precision, wanted in WANTED.items():
+        steps = {"ours": ours(s, precision, captured=False), "graph": ours(s, precision, captured=True)}
+        if with_torch:
+            steps["torch"] = torchs(s, precision, flash=False)
+            if precision == "fp16":  # flash attention takes no float32
+                steps["flash"] = torchs(s, precision, flash=True)
+        seconds = medians(steps, cupy.cuda.Device().synchronize, 3 if quick else 15)
+        rate = matmul_rate(cupy, "float16" if precision == "fp16" else "float32", 1024 if quick else 8192)
+        work = f"GPT-2 small step, {precision}"
+        for name in ("ours", "graph"):
+            reached = flops(s) / seconds[name]
+            how = work + (", captured" if name == "graph" else "")
+            note = f"{reached / rate:.0%} of {rate / 1e12:.0f} TFLOP/s"
+            if with_torch:
+                lines.append(faster(how, seconds[name], seconds["torch"], "PyTorch eager, math", wanted, note))
+            else:
+                lines.append(Line(how, seconds[name] * 1e3, "ms", note=note))
+        if "flash" in seconds:
+            lines.append(faster(work, seconds["ours"], seconds["flash"], "PyTorch eager, flash", None))
+        steps.clear()
+        cupy.get_default_memory_pool().free_all_blocks()
+    return lines
+
+
+def has_torch() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small model, few steps")
+    options = parser.parse_args()
+    os.environ["CUPY_TF32"] = "1"  # read by CuPy at its first product in float32
+    from minipar.backend import device_module
+    from minipar.errors import UsageError
+
+    try:
+        cupy: Any = device_module("cuda")
+    except UsageError as error:
+        raise SystemExit(f"no measurement: {error}") from None
+    about = machine.facts()
+    about["gpu"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    about["cuda"] = cupy.cuda.runtime.runtimeGetVersion()
+    lines = measure(cupy, options.quick)
+    print(f"{about['date']}, {about['gpu']}, CUDA {about['cuda']}\n{show(lines)}")
+    if not options.quick:
+        file = HERE / "results" / f"{about['date'][:10]}-gpu.json"
+        file.parent.mkdir(exist_ok=True)
+        told = {"machine": about, "lines": {"gpu": [line.as_dict() for line in lines]}}
+        file.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        print(f"written: {file}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""On a GPU: every kernel, operation and model against NumPy; a step that waits for nothing, captured as a graph.
+
+    python -m pytest -m gpu        # skipped, with the reason, where there is no GPU
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minipar import Tensor, optim
+from minipar.backend import device_module, to_device, to_host
+from minipar.kernels import gpu, plain
+from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig
+from tests.gpu.device import needs_gpu
+from tests.gpu.kernel_cases import CASES
+from tests.op_cases import ALL, Case, listed
+
+pytestmark = needs_gpu
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+
+
+def on_device(value: Any) -> Any:
+    return to_device(value, "cuda") if isinstance(value, np.ndarray) else value
+
+
+def compare(got: Any, want: Any, tolerance: float) -> None:
+    got, want = to_host(got).astype(float), np.asarray(want).astype(float)
+    finite = np.abs(want[np.isfinite(want)])
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(1.0, finite.max(initial=0.0)))
+
+
+@pytest.mark.parametrize("dtype", ("float32", "float64", "float16"))
+@pytest.mark.parametrize("name", CASES)
+def test_fused_kernels_are_the_plain_formulas(name: str, dtype: str) -> None:
+    arguments, options, tolerance = CASES[name](dtype)
+    kernel = name.split(",")[0]
+    here = [on_device(a) for a in arguments]
+    got = getattr(gpu, kernel)(*here, **{k: on_device(v) for k, v in options.items()})
+    want = getattr(plain, kernel)(*arguments, **options)
+    if got is None:  # in place
+        got, want = tuple(here), tuple(arguments)
+    pairs = zip(got, want) if isinstance(got, tuple) else [(got, want)]
+    for a, b in pairs:
+        if isinstance(b, np.ndarray):
+            assert a.shape == b.shape
+            compare(a, b, tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("name", "case"), listed(ALL))
+def test_operations_and_their_gradients(name: str, case: Case, dtype: str) -> None:
+    def run(place: Any) -> list[Any]:
+        tensors = [Tensor(place(a), requires_grad=True) for a in case.inputs(dtype)]
+        outs = case.fn(*tensors)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        total = sum(((o * 0.5).sum() for o in outs[1:]), start=(outs[0] * 0.5).sum())
+        total.backward()
+        return [*(o.data for o in outs), *(t.grad for t in tensors)]
+
+    for got, want in zip(run(on_device), run(np.copy)):
+        compare(got, want, TOLERANCE[dtype])
+
+
+MODELS = {
+    "gpt": (lambda: GPT(GPTConfig(96, 32, 64, 2, 4)), (4, 32)),
+    "mlp": (lambda: MLP(MLPConfig(20, 10, 32, 3)), (6, 20)),
+    "convnet": (lambda: ConvNet(ConvNetConfig(3, 16, 10, 8, 2)), (4, 3, 16, 16)),
+}
+
+
+def data_for(name: str) -> tuple[Any, Any]:
+    rng, shape = np.random.default_rng(0), MODELS[name][1]
+    if name == "gpt":
+        return rng.integers(0, 96, shape), rng.integers(0, 96, shape)
+    return rng.standard_normal(shape), rng.integers(0, 10, shape[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_train_as_on_the_cpu(name: str) -> None:
+    def run(device: str) -> list[Any]:
+        model = MODELS[name][0]().materialize(seed=0, dtype="float64", device=device)
+        x, y = (to_device(a, device) for a in data_for(name))
+        optimizer = optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            model.zero_grad()
+            (model.loss(model(Tensor(x) if x.dtype.kind == "f" else x), y) / y.size).backward()
+            optim.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        return [p.data for p in model.parameters()]
+
+    for got, want in zip(run("cuda"), run("cpu")):
+        compare(got, want, 1e-8)
+
+
+@pytest.mark.parametrize("name", ("gpt", "mlp"))
+def test_a_captured_step_waits_for_nothing_and_computes_the_same(name: str) -> None:
+    """A value read back to the host would break the capture off."""
+    from minipar.kernels.gpu_graph import CapturedStep
+
+    model = MODELS[name][0]().materialize(seed=0, dtype="float32", device="cuda")
+    x, y = (to_device(a, "cuda") for a in data_for(name))
+    x = x.astype("float32") if x.dtype.kind == "f" else x
+
+    def gradients() -> Any:
+        model.zero_grad()
+        loss = model.loss(model(Tensor(x) if x.dtype.kind == "f" else x), y) / y.size
+        loss.backward()
+        return loss.data
+
+    want = [to_host(gradients()), *(to_host(p.grad) for p in model.parameters())]
+    step = CapturedStep(gradients)
+    for p in model.parameters():
+        p.grad[...] = 0  # to be written again
+    loss = step()
+    step.synchronize()
+    for got, expected in zip([loss, *(p.grad for p in model.parameters())], want):
+        compare(got, expected, 1e-4)
+
+
+def test_indices_out_of_range_are_nan_not_numbers() -> None:
+    xp = device_module("cuda")
+    losses, _ = gpu.cross_entropy(xp.ones((3, 4), "float32"), xp.array([1, 4, -1]))
+    assert np.isnan(to_host(losses)).tolist() == [False, True, True]
+    rows = to_host(gpu.embedding(xp.ones((3, 2), "float32"), xp.array([2, 3])))
+    assert np.isnan(rows).tolist() == [[False, False], [True, True]]
+
+
+def test_half_precision_products_add_up_in_float32() -> None:
+    """4096 ones and a term that float16 sums would lose: 2048 + 1 is 2048 there."""
+    x = to_device(np.ones((1, 4097), np.float16), "cuda")
+    assert float(gpu.linear(x, x)[0, 0]) == float(np.float16(4097))

@@ -1,0 +1,74 @@
+"""What can be said of the GPU kernels without a GPU: names, parameters, and that importing them needs no CuPy."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+
+import pytest
+
+from minipar.errors import UsageError
+from minipar.kernels import gpu, plain
+from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, SUMS
+from tests.gpu.kernel_cases import CASES
+
+TYPES = {"int32", "int64", "float32"}
+
+
+def parameters(text: str) -> list[tuple[str, str]]:
+    return [tuple(part.format(W="float32").removeprefix("raw ").split()) for part in re.split(r",\s*", text.strip())]
+
+
+def test_importing_the_gpu_kernels_needs_no_cupy() -> None:
+    program = "import minipar.kernels.gpu, minipar.kernels.gpu_graph, sys; assert 'cupy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_the_same_names_and_arguments_as_the_plain_ones() -> None:
+    assert sorted(gpu.__all__) == sorted(plain.__all__)
+    for name in plain.__all__:
+        ours, theirs = (list(inspect.signature(getattr(m, name)).parameters) for m in (gpu, plain))
+        extra = ["scale"] if name == "softmax_backward" else []
+        assert ours == [p for p in theirs if p != "xp" or getattr(gpu, name) is getattr(plain, name)] + extra, name
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_elementwise_parameters_are_typed_and_used(name: str) -> None:
+    source = ELEMENTWISE[name]
+    for kind, parameter in parameters(source.inputs) + parameters(source.outputs):
+        assert kind in TYPES or re.fullmatch("[A-VX-Z]", kind), kind  # W is the working precision's own name
+        assert re.search(rf"\b{parameter}\b", source.code), f"{parameter} is not used"
+        assert parameter not in ("n", "i") and not parameter.startswith("_")  # CuPy's own
+    assert source.code.count("(") == source.code.count(")") and source.code.endswith(";")
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_terms_of_sums_use_their_parameters(name: str) -> None:
+    source = SUMS[name]
+    for kind, parameter in parameters(source.inputs):
+        assert kind in TYPES or re.fullmatch("[A-VX-Z]", kind), kind
+        assert re.search(rf"\b{parameter}\b", source.term), f"{parameter} is not used"
+        assert parameter not in ("a", "b")  # CuPy's own
+    assert source.term.count("(") == source.term.count(")")
+
+
+def test_every_fused_kernel_has_a_case() -> None:
+    fused = {name for name in gpu.__all__ if getattr(gpu, name) is not getattr(plain, name)} - {"dropout_mask"}
+    assert {name.split(",")[0] for name in CASES} == fused
+
+
+def test_the_preamble_takes_a_precision() -> None:
+    assert "typedef double W;" in PREAMBLE % {"work": "double"}
+
+
+def test_without_a_gpu_they_say_what_is_missing() -> None:
+    import numpy as np
+
+    from tests.gpu.device import REASON
+
+    if REASON is None:
+        pytest.skip("there is a GPU")
+    with pytest.raises(UsageError, match="device cuda"):
+        gpu.softmax(np.ones((2, 2)), -1)
