@@ -24,8 +24,8 @@ from minipar.comm.threads import ThreadCommunicator
 from minipar.errors import RankFailed, UsageError
 
 TIMEOUT = 60.0  # seconds
-INTERRUPT_SECONDS = 3.0  # that rank-threads have to end after Ctrl-C
-FAILURE_SECONDS = 2.0  # that they have to notice that another has failed
+INTERRUPT_SECONDS = 1.5  # that rank-threads have to end after Ctrl-C
+FAILURE_SECONDS = 1.5  # that they have to notice that another has failed
 
 _current: ContextVar[Communicator | None] = ContextVar("minipar_world", default=None)
 _timeout: ContextVar[float] = ContextVar("minipar_timeout", default=TIMEOUT)

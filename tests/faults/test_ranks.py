@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.faults.running import Outcome, mpirun, needs_proc, python
+from tests.faults.running import Outcome, mpirun, needs_proc, python, slack
 
 pytestmark = [needs_proc, pytest.mark.mpi]
 TIMEOUT = 3.0  # seconds of a wait, for faults that only the time-out ends
 PATIENT = 60.0  # for the others: they must not need it
-SLACK = 5.0  # seconds that a job may outlive its fault by, beyond the time-out
 
 
 class Expected(NamedTuple):
@@ -75,7 +74,7 @@ def test_a_fault_ends_the_job_and_is_named(
     assert job.code == expected.code, job
     for text in (*expected.said, *getattr(expected, engine)):
         assert text in job.err, job.err
-    assert job.seconds < (TIMEOUT if expected.hangs else 0) + SLACK
+    assert job.seconds < (TIMEOUT if expected.hangs else 0) + slack()
     assert not job.orphans
     if engine == "mpi" and fault != "exception":
         assert "Traceback" not in job.err, job.err

@@ -41,7 +41,7 @@ FORMULAS: dict[str, Formula] = {
         "(p−1)/(vm+p−1)", lambda p, m, v: Fraction(p - 1, v * m + p - 1),
         "min(vm, 2(p−s−1)+(v−1)p+1)", lambda s, p, m, v: min(v * m, 2 * (p - s - 1) + (v - 1) * p + 1),
     ),
-    # The idle time of a stage is (p−1)(F + I − W), which is p−1 at F = I = W = 1.
+    # The idle time of a stage is (p−1)(F + I − W) while W ≤ F and W ≤ I, which is p−1 at F = I = W = 1.
     "zb-h1": Formula(
         "(p−1)/(3m+p−1)", lambda p, m, v: Fraction(p - 1, 3 * m + p - 1),
         "min(m, p)", lambda s, p, m, v: min(m, p),
