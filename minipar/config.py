@@ -88,7 +88,7 @@ class TrainConfig:
     convolution: str | None = _option(
         None,
         "with --tp: how a convolution is cut",
-        models=("convnet",),
+        models=("convnet", "patchnet"),
         choices=("output", "input", "region"),
     )
     zero: int = _option(0, "ZeRO stage over the data-parallel ranks: 0, 1, 2 or 3")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from minipar import Tensor, launch, ops, world
 from minipar.comm.interface import balanced
+from minipar.config import VERIFY_DEFAULTS, TrainConfig
 from minipar.errors import UsageError
-from minipar.models import ConvNet, ConvNetConfig
+from minipar.models import ConvNet, ConvNetConfig, PatchNet, PatchNetConfig
 from minipar.nn import AvgPool2d, Conv2d, GlobalAvgPool2d, GroupNorm, MaxPool2d, Module
 from minipar.parallel.tensor_parallel.convolution import (
     InputChannels,
@@ -29,6 +30,7 @@ from minipar.parallel.tensor_parallel.convolution import (
 )
 from minipar.parallel.tensor_parallel.parallelize import Plan, parallelize
 from minipar.parallel.tensor_parallel.plans import default_plan
+from minipar.verification import verify
 from tests.parallel.tensor_runs import equals_serial, serial
 
 property_test = settings(max_examples=60, deadline=None, derandomize=True)
@@ -47,6 +49,18 @@ def test_convnet_recomputed_and_accumulated(cut: str) -> None:
     serial("convnet", 3)
     options: dict[str, Any] = {"steps": 3, "convolution": cut, "recomputed": True, "pieces": 2}
     launch(lambda: equals_serial(world(), "convnet", **options), 3, timeout=30)
+
+
+@pytest.mark.parametrize("cut", ["output", "input"])
+def test_patchnet_equals_serial(cut: str) -> None:
+    settings = TrainConfig(model="patchnet", tp=2, steps=3, width=5, optimizer="sgd", convolution=cut)
+    config = settings.resolved(VERIFY_DEFAULTS)
+    assert all(launch(lambda: verify(config, world()).holds, 2, timeout=30))
+
+
+def test_patchnet_has_no_regions() -> None:
+    with pytest.raises(UsageError, match="use --tiles"):
+        default_plan(PatchNet(PatchNetConfig()), convolution="region")
 
 
 # --- By channel ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minipar.errors import UsageError
-from minipar.models import GPT, MLP, ConvNet, Model
+from minipar.models import GPT, MLP, ConvNet, Model, PatchNet
 from minipar.nn import Conv2d, GlobalAvgPool2d, GroupNorm
 from minipar.parallel.tensor_parallel.convolution import (
     CONVOLUTION_CUTS,
@@ -31,7 +31,7 @@ def default_plan(model: Model, *, sequence_parallel: bool = False, convolution: 
 
     Args:
         sequence_parallel: also cut the activations between a GPT's regions along the sequence.
-        convolution: how a ConvNet is cut: "output", "input" or "region".
+        convolution: how convolutions are cut: "output", "input" or, in a ConvNet, "region".
 
     Raises:
         UsageError: a model without a plan, or an option that the model's plan does not have.
@@ -42,7 +42,7 @@ def default_plan(model: Model, *, sequence_parallel: bool = False, convolution: 
         return gpt_plan(model, SequenceLength() if sequence_parallel else None)
     if isinstance(model, MLP):
         return mlp_plan(model)
-    if isinstance(model, ConvNet):
+    if isinstance(model, ConvNet | PatchNet):
         return convnet_plan(model, convolution)
     raise UsageError(f"{type(model).__name__} has no default plan; pass one to parallelize")
 
@@ -94,7 +94,7 @@ def mlp_plan(model: MLP) -> Plan:
     return plan
 
 
-def convnet_plan(model: ConvNet, convolution: str) -> Plan:
+def convnet_plan(model: ConvNet | PatchNet, convolution: str) -> Plan:
     """Every convolution cut in the same way; by region, norms and pooling too."""
     if convolution not in CONVOLUTION_CUTS:
         known = ", ".join(CONVOLUTION_CUTS)
@@ -102,6 +102,8 @@ def convnet_plan(model: ConvNet, convolution: str) -> Plan:
     modules = dict(model.named_modules())
     if convolution != "region":
         return {name: CONVOLUTION_CUTS[convolution]() for name, m in modules.items() if isinstance(m, Conv2d)}
+    if isinstance(model, PatchNet):
+        raise UsageError("convolution cut region is for a ConvNet; a PatchNet's patches see no neighbours: use --tiles")
     if model.config.norm != "group":
         raise UsageError("convolution cut region: batch norm is not offered over regions; use --norm group")
     plan: dict[str, Style | tuple[Style, ...]] = {"stem": RegionScatter()}
