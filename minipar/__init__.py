@@ -3,7 +3,7 @@
 There is one model, and it is serial; each kind of parallelism is a wrapper from outside. The floors, each
 importing only from those above it in this list:
 
-    0  backend, kernels, random, trace   where arrays live, fused loops, counter-based random numbers, spans of time
+    0  backend, kernels, random, trace  where arrays live, fused loops, counter-based random numbers, spans
     1  tape, tensor, ops, gradcheck  reverse-mode differentiation and its primitives
     2  nn, recompute, optim, data, models
     3  comm                          communicators on threads and MPI, textbook collectives

@@ -6,8 +6,8 @@
                 break
 
 A signal finds the ranks in different steps, so they agree on the step after which they stop: once a step, an
-all-reduce of one byte (measured: under 20 µs for two ranks on one machine). A second SIGTERM is no request, it
-ends the process at once.
+all-reduce of one byte (microseconds on one machine, where 1 KiB takes two ranks 4 µs). A second SIGTERM is no
+request, it ends the process at once.
 """
 
 from __future__ import annotations

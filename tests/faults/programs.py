@@ -50,7 +50,11 @@ def strike(fault: str, comm: Communicator) -> None:
         first(x)
         then(x)
     if fault == "aborts" and guilty:
+        comm.recv(0)  # sent when rank 0 has called its all-reduce
         comm.abort("had enough")
+    elif fault == "aborts":
+        comm.all_reduce_async(x)
+        comm.send(x, comm.size - 1)
 
 
 def train(fault: str) -> None:

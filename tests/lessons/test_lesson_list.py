@@ -84,9 +84,7 @@ def test_points_that_differ_from_the_manifest_are_refused(tmp_path: Path) -> Non
     (tmp_path / "lessons.toml").write_text(
         (trial / "lessons.toml").read_text().replace("points = 6", "points = 7")
     )
-    with pytest.raises(
-        DataError, match="lesson 1 with 6 points in all, but"
-    ):
+    with pytest.raises(DataError, match="lesson 1 with 6 points in all, but"):
         load_grader(read_manifest(tmp_path)[0])
 
 

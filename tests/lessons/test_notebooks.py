@@ -57,7 +57,10 @@ def test_notebook_executes(entry: Entry, build: Any) -> None:
 
 def test_differences_are_found(build: Any, tmp_path: Path) -> None:
     """What `--check` says of a notebook that is not its source executed."""
-    header = "# ---\n# jupyter:\n#   kernelspec:\n#     name: python3\n# ---\n"
+    header = (
+        "# ---\n# jupyter:\n#   kernelspec:\n#     display_name: Python 3\n#     language: python\n"
+        "#     name: python3\n# ---\n"
+    )
     (tmp_path / "walkthrough.py").write_text(
         header + "# %% [markdown]\n# # Title\n\n# %%\n1 + 1\n\n# %%\n2 + 2\n"
     )
