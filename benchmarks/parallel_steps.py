@@ -15,8 +15,8 @@ from minipar.comm.traced import TracedCommunicator
 from minipar.data import Batch
 from minipar.models import GPT, GPTConfig
 from minipar.trace import STEP, Trace, recording, span
-from minipar.trace_file import RunTrace
-from minipar.trace_report import examine
+from minipar.traces.file import RunTrace
+from minipar.traces.report import examine
 
 
 def ours(
@@ -29,7 +29,7 @@ def ours(
     trace: bool = True,
     **size: Any,
 ) -> Step:
-    """minipar's step by a recipe; tells which share of its time goes where (see `trace_report`).
+    """minipar's step by a recipe; tells which share of its time goes where (see `traces.report`).
 
     Args:
         tp, pp: ranks that share the layers, and stages; the others share the batch.

@@ -8,7 +8,7 @@ importing only from those above it in this list:
     2  nn, recompute, optim, data, models
     3  comm                          communicators on threads and MPI, textbook collectives
     4  mesh, parallel                the kinds of parallelism, and `distribute`, which composes them
-    5  config, agreement, plot, training, stopping, verification, runs, doctor
+    5  config, agreement, plot, training, stopping, verification, runs, doctor, grading
     6  report, job, options, cli     the `minipar` command
 """
 

@@ -23,7 +23,7 @@ from minipar.resume import Saving, check_can_save, resume
 from minipar.runs import RunWriter
 from minipar.stopping import StopRequest
 from minipar.trace import recording
-from minipar.trace_record import RunRecorder
+from minipar.traces.record import RunRecorder
 from minipar.training import Job
 from minipar.verification import verify
 
@@ -42,7 +42,7 @@ def run_training(
     Args:
         saving: when to save checkpoints; None for never.
         resuming: go on from the newest checkpoint.
-        tracing: record the first steps, see `trace_record`.
+        tracing: record the first steps, see `traces.record`.
         stop: asked to stop, the run ends after its step; it saves a checkpoint where it has `saving`, and goes
             on as if this had been the last step where it has not.
     """

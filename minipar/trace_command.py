@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:  # imported where it is used: `minipar --help` needs none of it
     from rich.table import Table
 
-    from minipar.trace_file import RunTrace
-    from minipar.trace_report import TraceReport
+    from minipar.traces.file import RunTrace
+    from minipar.traces.report import TraceReport
 
 trace_app = typer.Typer(help="Look at what every rank of a run did, and when.", no_args_is_help=True)
 
@@ -33,9 +33,9 @@ def show(
     from minipar.comm import world
     from minipar.errors import DataError
     from minipar.report import console
-    from minipar.trace_advice import advice
-    from minipar.trace_file import read
-    from minipar.trace_report import examine
+    from minipar.traces.advice import advice
+    from minipar.traces.file import read
+    from minipar.traces.report import examine
 
     comm, path = world(), directory / "trace.json"
     trace = agreed(comm, lambda: read(path) if comm.rank == 0 else None)
@@ -64,7 +64,7 @@ def ranks_table(report: TraceReport, trace: RunTrace) -> Table:
     """Return the table of shares: a line a rank, and their mean."""
     from rich.table import Table
 
-    from minipar.trace_report import SHARES
+    from minipar.traces.report import SHARES
 
     shown = [name for name in SHARES if name != "stages" or report.share("stages") > 0]
     titles = {
@@ -89,7 +89,7 @@ def traffic_table(report: TraceReport) -> Table:
     """Return the table of communication: a line an operation and group, means over the ranks of the run."""
     from rich.table import Table
 
-    from minipar.trace_advice import bytes_in_words
+    from minipar.traces.advice import bytes_in_words
 
     table = Table()
     for title in ("operation", "group", "calls", "bytes a call", "exposed", "transfer"):

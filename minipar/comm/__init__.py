@@ -2,7 +2,8 @@
 
 Order of imports within the floor: ledger, clock, guard, flight, member, interface, collectives; fabric, rounds,
 threads; wire, watchdog, monitor, signals, hooks, mpi_work, mpi; slow, blas, launch, launcher; traced. Start with
-`interface.py` (what every communicator can do), then `collectives.py` (how an all-reduce is made of sends and receives).
+`interface.py` (what every communicator can do), then `collectives.py` (how an all-reduce is made of sends and
+receives).
 """
 
 from minipar.comm.clock import Clock

@@ -26,7 +26,7 @@ from minipar.grading.child import run_child
 PROCESSES = 64  # that a submission may have at a time
 LOOK_SECONDS = 0.05  # between two looks at how many it has
 STATUS_SECONDS = 1.0  # for the exit status of a process that has closed its answers
-END_SECONDS = 5.0  # to end all of them
+END_SECONDS = 10.0  # to end all of them
 PROC = Path("/proc/self/task")
 
 
@@ -107,6 +107,7 @@ class Nursery:
 
     def _end(self) -> None:
         if self._child:
+            self._look()  # on a busy machine the last look may be long ago
             self._kill()
             shutil.rmtree(self._folder, ignore_errors=True)
             self._child = 0

@@ -26,6 +26,7 @@ from minipar.grading.lesson import Wrong
 from minipar.grading.values import MOST_BYTES, Unreadable, unpack
 
 NOT_READABLE = "the submission's answer could not be read: did it write to files it had not opened?"
+CROWDED = "started processes without end: one process is enough here, ranks are threads"
 PRINTED_BYTES = 2**20  # after which a submission is ended
 SHOWN_BYTES = 4096  # of what it printed
 LOAD_SECONDS = 10.0
@@ -183,14 +184,14 @@ class Submission:
         if "value" in reply:
             return reply["value"]
         if "late" in reply:
-            self._end()
             raise Wrong(self._overdue(request["seconds"], str(reply["late"])))
         if reply.get("ends"):
             self._end()
         raise Wrong(str(reply.get("error", NOT_READABLE)))
 
-    @staticmethod
-    def _overdue(seconds: float, places: str = "") -> str:
+    def _overdue(self, seconds: float, places: str = "") -> str:
+        if self._end().get("crowded"):
+            return CROWDED
         where = f" It was at\n{places}" if places else ""
         return f"still running after {seconds:g} s: a loop or a wait that never ends?{where}"
 
@@ -205,7 +206,6 @@ class Submission:
                 remaining = deadline - time.monotonic()
                 events = selector.select(max(remaining, 0))
                 if remaining <= 0:
-                    self._end()
                     raise Wrong(self._overdue(seconds))
                 for key, _ in events:
                     if key.fileobj is self._answers:
@@ -262,7 +262,7 @@ class Submission:
         report = self._end(gone=True)
         status = report.get("status")
         if report.get("crowded"):
-            return "started processes without end: one process is enough here, ranks are threads"
+            return CROWDED
         if status is None:
             return "ended the process that grades it: does it kill processes that are not its own?"
         if status == -signal.SIGKILL:

@@ -39,7 +39,7 @@ def step_parts(c: Candidate) -> dict[str, float]:
         "waiting in the pipeline": waiting,
         "gradients and parameters that nothing hides": s.exposed,
         "the optimizer": s.update,
-        "the rest": s.fixed,
+        "small sums and what is no operation": s.fixed,
     }
 
 
@@ -120,8 +120,8 @@ def advice(plan: Plan) -> list[str]:
         waits = c.step.exposed + c.step.tensor_messages
         out.append(
             f"{name}: {what}. {seconds_text(c.step.seconds)} a step, {bytes_text(c.memory.total)} a rank;"
-            f" sends {bytes_text(sum(c.traffic.values()))} a rank, of which {seconds_text(waits)} show;"
-            f" {100 * c.step.bubble:.0f} % idle."
+            f" sends {bytes_text(sum(c.traffic.values()))} a rank, which makes the step {seconds_text(waits)} longer"
+            f"{f', and idles {100 * c.step.bubble:.0f} % of the time' if axis == 'pp' else ''}."
         )
     serial = predict(shape, plan.machine, Layout(), plan.batch, plan.precision).seconds
     best = plan.best
@@ -129,6 +129,12 @@ def advice(plan: Plan) -> list[str]:
     which = {"dp": "data parallelism", "pp": "pipeline parallelism", "tp": "tensor parallelism"}
     names = " with ".join(which[a] for a in used)
     fits = alone.total <= plan.limit
+    if fits and serial < best.step.seconds:
+        out.append(
+            f"Here: do not divide it. One rank alone takes {seconds_text(serial)} a step, the best of {n} ranks,"
+            f" {best.layout}, {seconds_text(best.step.seconds)}: what is sent takes longer than what is saved."
+        )
+        return out
     reason = (
         "the model fits one rank, so the cheapest way to divide the work decides" if fits
         else "the model does not fit one rank, so it has to be cut"

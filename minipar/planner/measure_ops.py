@@ -135,9 +135,9 @@ def kinds(dtype: Any) -> dict[str, Kind]:
             ((16, 256, 4096), (64, 1024), (32, 128, 512)), embedding, bytes=lambda r, v, w: 4.0 * r * w
         ),
         "cross_entropy": Kind(((8, 128, 2048), (10, 96, 1024)), cross_entropy),
-        "conv3s1": Kind(((4, 16, 64), (1, 16, 32, 64), (16, 32, 64), (4, 8, 32)), conv(3, 1), conv_flops(3, 1), image),
-        "conv3s2": Kind(((4, 16, 64), (16, 64), (32, 128), (4, 8, 32)), conv(3, 2), conv_flops(3, 2), image),
-        "conv1s2": Kind(((4, 16, 64), (16, 64), (32, 128), (4, 8, 32)), conv(1, 2), conv_flops(1, 2), image),
+        "conv3s1": Kind(((4, 16, 64), (1, 16, 64), (8, 16, 32, 64), (4, 8, 32)), conv(3, 1), conv_flops(3, 1), image),
+        "conv3s2": Kind(((4, 16, 64), (16, 64), (16, 32, 128), (4, 8, 32)), conv(3, 2), conv_flops(3, 2), image),
+        "conv1s2": Kind(((4, 16, 64), (16, 64), (16, 32, 128), (4, 8, 32)), conv(1, 2), conv_flops(1, 2), image),
         "global_pool": Kind(((4, 64), (8, 128), (4, 16)), pool, bytes=lambda n, c, s: 4.0 * n * c * s * s),
     }  # fmt: skip
 

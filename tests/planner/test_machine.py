@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from minipar import launch, world
+from minipar.calibrate_command import calibrate_command, report
 from minipar.errors import DataError, UsageError
 from minipar.models import ConvNetConfig, GPTConfig, MLPConfig
+from minipar.planner import calibrate as calibration
 from minipar.planner.calibrate import fit_line, measure_collective, measure_overlap
 from minipar.planner.fit import fitted, with_rates
 from minipar.planner.machine import read_machine, write_machine
@@ -166,3 +168,40 @@ def test_every_operation_of_the_models_is_measured() -> None:
     for model, config in configs.items():
         used = {op.kind for block in shape_of(model, config).blocks(2) for op in block.ops}
         assert used <= measured, used - measured
+
+
+def test_calibration_gives_every_rank_the_same_machine(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = kinds("float32")
+    small = {
+        name: Kind(tuple(axis[:2] for axis in every[name].axes), every[name].make, every[name].flops)
+        for name in ("linear", "add")
+    }
+    monkeypatch.setattr(calibration, "kinds", lambda dtype: small)
+    monkeypatch.setattr(calibration, "SIZES", (8, 4096))
+    monkeypatch.setattr(calibration, "measure_steps", lambda comm, machine, dtype: (1e-4, {"gpt": 1.1}))
+    said: list[str] = []
+    first, second = launch(lambda: calibration.calibrate(world(), "float32", said.append), 2)
+    assert first == second
+    assert first.node_ranks == 2 and first.matmul["float32"].peak > 1e6
+    assert set(first.measured.fits) == set(calibration.OPERATIONS)
+    assert (first.measured.step, first.measured.context) == (1e-4, {"gpt": 1.1})
+    assert "operation linear" in said
+    write_machine(first, tmp_path / "machine.json")
+    assert read_machine(tmp_path / "machine.json") == first
+    report(first, 2)
+
+
+def test_what_single_operations_do_not_tell_is_measured_in_whole_steps() -> None:
+    fixed, context = calibration.measure_steps(world(), PLAIN, "float32")
+    assert fixed >= 0 and set(context) == {"mlp", "convnet", "gpt"}
+    assert all(x >= 0.5 for x in context.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [(dict(dtype="int8"), "float64"), (dict(out=Path("nowhere/m.json")), "nowhere"), (dict(ranks=0), "at least 1")],
+)
+def test_calibrate_refuses_what_it_cannot(given: dict, told: str) -> None:
+    arguments = {"ranks": None, "out": Path("m.json"), "png": None, "dtype": "float32"} | given
+    with pytest.raises(UsageError, match=told):
+        calibrate_command(**arguments)

@@ -132,6 +132,8 @@ def test_advice_weighs_data_against_model_parallelism() -> None:
     large = advice(plan(GPT, PLAIN, 4, 32, limit=0.5 * plan(GPT, PLAIN, 1, 32).best.memory.total / 8))
     assert "does not fit one rank" in large[-1]
     assert advice(plan(GPT, PLAIN, 1, 32)) == ["One rank: there is nothing to divide."]
+    far = replace(PLAIN, node=Link(1.0, 1e-6), cluster=Link(1.0, 1e-6))
+    assert "do not divide it" in advice(plan(GPT, far, 2, 32))[-1]
 
 
 def test_the_command_is_the_layout() -> None:

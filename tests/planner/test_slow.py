@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,3 +164,31 @@ def test_units_are_read_and_wrong_ones_refused(monkeypatch: pytest.MonkeyPatch) 
     for name, value in network_environment("1ms", "100MB/s").items():
         monkeypatch.setenv(name, value)
     assert network_in_environment() == Clock(1e-3, 1e-8)
+
+
+PROGRAM = """
+import time
+import numpy as np
+import minipar
+
+comm = minipar.world()
+assert comm is minipar.world()
+start = time.monotonic()
+comm.all_reduce(np.ones(1000))  # 2 messages' latency, and 8 ms of bytes
+assert time.monotonic() - start >= 0.048, "too early"
+work = comm.all_reduce_async(np.ones(1000))
+while not work.done():
+    time.sleep(0.001)
+assert np.array_equal(work.wait(), np.full(1000, 2.0))
+print(f"rank {comm.rank} fine", flush=True)
+"""
+
+
+@pytest.mark.mpi
+def test_minipar_run_imitates_a_network(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    words = ["run", "-n", "2", "--timeout", "60", "--latency", "20ms", "--bandwidth", "1MB/s", str(program)]
+    job = subprocess.run([sys.executable, "-m", "minipar", *words], capture_output=True, text=True, timeout=90)
+    assert job.returncode == 0, job.stderr
+    assert "rank 0 fine" in job.stdout and "rank 1 fine" in job.stdout

@@ -110,6 +110,17 @@ def test_long_and_simulated_pipelines_take_about_as_long(monkeypatch: pytest.Mon
     assert closed.bubble == pytest.approx(exact.bubble, abs=0.05)
 
 
+def test_sums_within_layers_are_part_of_every_pass() -> None:
+    # A block sums twice forward and twice backward (Shoeybi et al. 2019); recomputation repeats the forward's.
+    shape = shape_of("gpt", GPTConfig(96, 64, 256, 1, 4))
+    machine = replace(PLAIN, node=Link(1.0, 0.0))  # a second a message, two messages an all-reduce of two ranks
+    plain = predict(shape, machine, Layout(tp=2), 1).tensor_messages
+    again = predict(shape, machine, Layout(tp=2, recompute=True), 1).tensor_messages
+    embedding, block, head, loss = 1, 4, 1, 1
+    assert plain == pytest.approx(2 * (embedding + block + head + loss))
+    assert again == pytest.approx(2 * (2 * (embedding + 2 + loss) + 2 + head))
+
+
 def test_more_microbatches_shrink_the_bubble() -> None:
     bubbles = [predict(GPT, PLAIN, Layout(pp=4, schedule="1f1b", microbatches=m), 64).bubble for m in (4, 8, 16)]
     assert bubbles == sorted(bubbles, reverse=True)

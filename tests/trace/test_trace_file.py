@@ -11,7 +11,7 @@ from minipar import launch, world
 from minipar.comm import Clock
 from minipar.errors import DataError, UsageError
 from minipar.trace import Span, Trace
-from minipar.trace_file import ClockedTrace, RunTrace, read, write
+from minipar.traces.file import ClockedTrace, RunTrace, read, write
 from tests.trace.test_traced_communicator import Elsewhere
 
 FACTS = {"run": "a run", "clock_error": [0.0, 1e-5], "peak_memory": [5, 6], "process": ["a", "b"]}

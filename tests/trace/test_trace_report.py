@@ -8,9 +8,9 @@ import pytest
 
 from minipar.parallel.pipeline import SCHEDULES, simulate
 from minipar.trace import Span
-from minipar.trace_advice import advice
-from minipar.trace_file import RunTrace
-from minipar.trace_report import axis_of, examine, length_of, own_times, steps_of
+from minipar.traces.advice import advice
+from minipar.traces.file import RunTrace
+from minipar.traces.report import axis_of, examine, length_of, own_times, steps_of
 
 
 def made(kind: str, start: float, end: float, name: str = "", **facts: Any) -> Span:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from minipar.trace_file import RunTrace, read
-from minipar.trace_record import STEPS
-from minipar.trace_report import examine, steps_of
+from minipar.traces.file import RunTrace, read
+from minipar.traces.record import STEPS
+from minipar.traces.report import examine, steps_of
 from tests.commands.command_line import SMALL, assert_one_line, minipar, process
 
 WHOLE = {"step", "data", "optimizer"}

@@ -129,8 +129,10 @@ def read(path: Path) -> RunTrace:
             elif event["ph"] == "b":
                 begun[event["id"]] = event
         known = {len(facts[key]) for key in PER_RANK}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no trace of minipar: {error!r}") from None
+    except KeyError as error:
+        raise DataError(f"{path} is no trace of minipar: {error} is missing") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no trace of minipar: {error}") from None
     if sorted(ranks) != list(range(len(ranks))) or known != {len(ranks)}:
         raise DataError(f"{path} is damaged: ranks are missing")
     return RunTrace([ranks[rank] for rank in range(len(ranks))], facts)

@@ -12,8 +12,8 @@ from typing import Any
 from minipar.comm.interface import Communicator
 from minipar.comm.traced import TracedCommunicator
 from minipar.trace import Trace
-from minipar.trace_file import ClockedTrace, write
-from minipar.trace_picture import draw_step
+from minipar.traces.file import ClockedTrace, write
+from minipar.traces.picture import draw_step
 
 STEPS = 20  # what is recorded: enough to see what is typical, and a file that a browser opens at once
 
@@ -45,7 +45,7 @@ class RunRecorder:
         """Write the files, if they are not yet written.
 
         Args:
-            facts: about the run, for titles and advice; see `trace_report`.
+            facts: about the run, for titles and advice; see `traces.report`.
         """
         if self.done:
             return

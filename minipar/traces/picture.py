@@ -10,8 +10,8 @@ from matplotlib.patches import Patch
 from minipar.plot import COLOURS, new_figure
 from minipar.timeline import KIND_COLOURS
 from minipar.trace import ACTION, BACKWARD, COLLECTIVE, DATA, FLIGHT, FORWARD, OPTIMIZER, WAIT, Span
-from minipar.trace_file import RunTrace
-from minipar.trace_report import steps_of
+from minipar.traces.file import RunTrace
+from minipar.traces.report import steps_of
 
 # What is drawn over what: communication lies within the work that called it.
 LAYERS = (DATA, FORWARD, BACKWARD, OPTIMIZER, ACTION, COLLECTIVE, WAIT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minipar.trace_report import TraceReport
+from minipar.traces.report import TraceReport
 
 LITTLE = 0.05  # a share of the time below which it is not worth an advice
 SMALL_MESSAGE = 64 * 1024  # bytes up to which the start of a message costs more than its length

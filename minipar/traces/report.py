@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from minipar.trace import ACTION, COLLECTIVE, DATA, FLIGHT, STEP, WAIT, WORK, Span
-from minipar.trace_file import RunTrace
+from minipar.traces.file import RunTrace
 
 SHARES = ("work", "data", "others", "transfer", "stages", "rest")
 Interval = tuple[float, float]
