@@ -23,7 +23,7 @@ from minipar.planner.explain import seconds_text, step_parts
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Machine, read_machine
 from minipar.planner.plan import plan
-from minipar.planner.run_layouts import config_of, run_layouts
+from minipar.planner.run_layouts import CALM, Ran, config_of, run_layouts
 from minipar.planner.step_time import predict
 from minipar.plot import gantt_pair, plan_comparison
 
@@ -41,6 +41,11 @@ SLOW = {
 }
 
 
+def busy_text(run: Ran) -> str:
+    """Say it if other programs disturbed the run."""
+    return f"   machine busy: {100 * run.disturbed:.0f} % of the step" if run.disturbed > CALM else ""
+
+
 def planned(model: str, sizes: dict[str, Any], machine: Machine, pictures: Path | None) -> list[str]:
     """Plan, run the best layouts, print the comparison; return what falls short."""
     subject = subject_of(model, sizes)
@@ -53,7 +58,10 @@ def planned(model: str, sizes: dict[str, Any], machine: Machine, pictures: Path 
         error = c.step.seconds / run.seconds - 1
         errors.append(error)
         predicted, measured = seconds_text(c.step.seconds), seconds_text(run.seconds)
-        print(f"  {c.layout!s:<36} predicted {predicted:>8}  measured {measured:>8}  {100 * error:+6.1f} %")
+        print(
+            f"  {c.layout!s:<36} predicted {predicted:>8}  measured {measured:>8}  {100 * error:+6.1f} %"
+            f"{busy_text(run)}"
+        )
     median, worst = statistics.median(map(abs, errors)), max(map(abs, errors))
     slower = runs[0].seconds / min(run.seconds for run in runs) - 1
     print(f"  median {100 * median:.1f} %, worst {100 * worst:.1f} %, chosen {100 * slower:.1f} % above the fastest")
@@ -82,7 +90,7 @@ def behind_a_network(machine: Machine, pictures: Path | None) -> list[str]:
         fast = predict(subject.shape, machine, layout, sizes["batch"])
         print(
             f"  {name:<14} predicted {seconds_text(step.seconds):>8}  measured {seconds_text(run.seconds):>8}"
-            f"  {100 * error:+6.1f} %   (without the network predicted {seconds_text(fast.seconds)})"
+            f"  {100 * error:+6.1f} %   (without the network predicted {seconds_text(fast.seconds)}){busy_text(run)}"
         )
         if abs(error) > 0.15:
             short.append(f"{name} behind a network: {100 * error:+.0f} %, should be within 15 %")

@@ -24,7 +24,7 @@ from minipar.planner.layout import PRECISIONS, Precision
 from minipar.planner.machine import Machine, read_machine
 from minipar.planner.plan import Candidate, Plan, plan
 from minipar.planner.presets import BATCHES, GPUS, MODELS, preset
-from minipar.planner.run_layouts import config_of, run_layouts
+from minipar.planner.run_layouts import CALM, config_of, run_layouts
 from minipar.planner.shapes import Shape, shape_of
 from minipar.plot import memory_bars, plan_comparison
 from minipar.report import console
@@ -224,7 +224,8 @@ def _run(
     """Run the best layouts here, print predicted beside measured, and return the measured seconds."""
     chosen = found.candidates[:top]
     configs = [config_of(subject.config, c.layout, found.precision) for c in chosen]
-    seconds = [run.seconds for run in run_layouts(configs, ranks, latency, bandwidth)]
+    runs = run_layouts(configs, ranks, latency, bandwidth)
+    seconds = [run.seconds for run in runs]
     table = Table(box=None, pad_edge=False)
     table.add_column("layout", overflow="fold")
     for heading in ("predicted", "measured", "error"):
@@ -239,6 +240,12 @@ def _run(
     slower = 100 * (seconds[0] / best - 1)
     verdict = f"is {slower:.0f} % slower than the fastest" if seconds[0] > best else "is the fastest"
     screen.print(f"\nof {len(seconds)} that were run, the layout chosen {verdict}", markup=False)
+    if (disturbed := max(run.disturbed for run in runs)) > CALM:
+        screen.print(
+            f"other programs had the ranks' cores for up to {100 * disturbed:.0f} % of these steps: measured times are"
+            " too long, and the comparison means little",
+            soft_wrap=True,
+        )  # fmt: skip
     return {str(c.layout): s for c, s in zip(chosen, seconds)}
 
 

@@ -74,6 +74,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("command", commands())
 def test_command(command: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
+    monkeypatch.setenv("XDG_STATE_HOME", str(directory))  # where points are kept
     words = shlex.split(command)
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
@@ -88,7 +89,7 @@ def test_command(command: str, directory: Path, monkeypatch: pytest.MonkeyPatch)
         assert words[0] == "minipar", f"the README shows {words[0]!r}, which this test cannot run"
         words = shortened(words)[1:]
         done = process(*words) if words[0] == "run" else minipar(*words)
-        assert done.code == 0, done
+        assert done.code == (1 if words[0] == "grade" else 0), done  # an exercise just copied out has no points
 
 
 def is_run_elsewhere(words: list[str]) -> bool:

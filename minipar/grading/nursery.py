@@ -72,7 +72,7 @@ class Nursery:
             request, files, _, _ = socket.recv_fds(self._control, 16, 2)
             if request == b"start":
                 self._start(files)
-                self._control.sendall(json.dumps(self._child).encode())
+                self._control.sendall(json.dumps([self._child, self._folder]).encode())
             else:
                 if request == b"gone":
                     self._let_end()

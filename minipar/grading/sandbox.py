@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -43,6 +44,7 @@ class Nursery:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._folder = ""  # of the submission that runs
 
     def __enter__(self) -> Nursery:
         return self
@@ -74,7 +76,8 @@ class Nursery:
         socket.send_fds(self._control, [b"start"], [theirs.fileno(), output])
         theirs.close()
         os.close(output)
-        return json.loads(self._control.recv(64)), ours, printed
+        pid, self._folder = json.loads(self._control.recv(4096))
+        return pid, ours, printed
 
     def end(self, pid: int, gone: bool = False) -> dict[str, Any]:
         """End the process that `start` forked; return {"status": exit status, "crowded": bool}.
@@ -89,6 +92,7 @@ class Nursery:
         except (OSError, ValueError):  # the submission has ended the nursery itself
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
+            shutil.rmtree(self._folder, ignore_errors=True)
             self.close()
             report = {"status": None, "crowded": False}
         return report

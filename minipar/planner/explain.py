@@ -108,10 +108,9 @@ def advice(plan: Plan) -> list[str]:
         "Tensor parallelism": ("tp", "every rank holds a part of each layer and sums within each layer"),
     }
     for name, (axis, what) in kinds.items():
-        pure = [
-            c for c in plan.candidates
-            if getattr(c.layout, axis) == n and (axis != "dp" or c.layout.zero == 0)
-        ]  # fmt: skip
+        pure = sorted(
+            (c for c in plan.candidates if getattr(c.layout, axis) == n), key=lambda c: c.layout.zero
+        )  # plain data parallelism, or the first ZeRO stage that fits
         if not pure:
             why = next((r for r, which in plan.refused.items() if any(_is_pure(w, axis, n) for w in which)), None)
             out.append(f"{name}: not possible on {n} ranks{': ' + why if why else ''}.")
@@ -119,7 +118,8 @@ def advice(plan: Plan) -> list[str]:
         c = pure[0]
         waits = c.step.exposed + c.step.tensor_messages
         out.append(
-            f"{name}: {what}. {seconds_text(c.step.seconds)} a step, {bytes_text(c.memory.total)} a rank;"
+            f"{name}: {what}{f', its state divided by ZeRO {c.layout.zero}' if c.layout.zero else ''}."
+            f" {seconds_text(c.step.seconds)} a step, {bytes_text(c.memory.total)} a rank;"
             f" sends {bytes_text(sum(c.traffic.values()))} a rank, which makes the step {seconds_text(waits)} longer"
             f"{f', and idles {100 * c.step.bubble:.0f} % of the time' if axis == 'pp' else ''}."
         )

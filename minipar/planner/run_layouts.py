@@ -4,7 +4,8 @@
     runs[0].seconds
 
 The layouts take turns, a few steps at a time, so that a machine that is slower for a while is slower for all;
-of each the median step counts. Of a pipeline its timeline is kept, too.
+of each the median step counts. Where the system tells how long a process stood in line for a core, only steps
+in which no rank did so for long are looked at, and it is said if there were none.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minipar.backend import keep_freed_memory
 from minipar.comm import world
 from minipar.comm.interface import Communicator
@@ -34,6 +37,7 @@ from minipar.planner.layout import Layout, Precision
 from minipar.training import Job, load_data
 
 ROUNDS, STEPS = 6, 4
+CALM = 0.02  # of a step
 LIMIT = 600.0  # seconds after which the job is killed
 
 
@@ -53,10 +57,25 @@ def config_of(config: TrainConfig, layout: Layout, precision: Precision | None =
 
 @dataclass(frozen=True)
 class Ran:
-    """What came of one layout: the median seconds of a step, and the timeline of a pipeline's last step."""
+    """What came of one layout.
+
+    Attributes:
+        seconds: of the median step.
+        timeline: of a pipeline's last step.
+        disturbed: the part of those steps in which a rank stood in line for a core that other programs had.
+    """
 
     seconds: float
     timeline: Timeline | None = None
+    disturbed: float = 0.0
+
+
+def in_line() -> float:
+    """Return the seconds that this thread could have run and had no core, since it began; 0 if unknown."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
+    except (OSError, IndexError, ValueError):  # another system, or one that does not count
+        return 0.0
 
 
 def measure(
@@ -70,17 +89,33 @@ def measure(
     runs: list[Any] = [job.train() for job in jobs]
     for run in runs:
         next(run)  # the first step makes the optimizer's state
-    seconds: list[list[float]] = [[] for _ in jobs]
+    seconds: list[list[tuple[float, float]]] = [[] for _ in jobs]
     for _ in range(rounds):
         for run, mine in zip(runs, seconds):
             comm.barrier()
             for _ in range(steps):
-                start = time.perf_counter()
+                start, waited = time.perf_counter(), in_line()
                 next(run)
-                mine.append(time.perf_counter() - start)
+                mine.append((time.perf_counter() - start, in_line() - waited))
     for run in runs:
         run.close()
-    return [Ran(statistics.median(mine), _timeline(job)) for mine, job in zip(seconds, jobs)]
+    ran = []
+    for mine, job in zip(seconds, jobs):
+        took, waited = comm.all_reduce(np.array(mine), op="max").T  # of the rank that was disturbed most
+        median, disturbed = undisturbed(took.tolist(), waited.tolist())
+        ran.append(Ran(median, _timeline(job), disturbed))
+    return ran
+
+
+def undisturbed(seconds: Sequence[float], waited: Sequence[float]) -> tuple[float, float]:
+    """Return the median of the steps that were disturbed least, and which part of them was waiting.
+
+    Those disturbed for less than `CALM` of their time; where they are fewer than a quarter, the calmest quarter.
+    """
+    shares = sorted((w / s, s) for s, w in zip(seconds, waited))
+    calm = [(share, s) for share, s in shares if share < CALM]
+    chosen = calm if 4 * len(calm) >= len(shares) else shares[: -(-len(shares) // 4)]
+    return statistics.median(s for _, s in chosen), statistics.median(share for share, _ in chosen)
 
 
 def _timeline(job: Job) -> Timeline | None:

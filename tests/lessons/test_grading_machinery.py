@@ -195,9 +195,11 @@ def test_no_process_is_left(nursery: Nursery) -> None:
 
 
 def test_a_killed_nursery_is_replaced(nursery: Nursery) -> None:
-    result = graded(nursery, "def double(x): os.kill(os.getppid(), 9); time.sleep(0.2); os._exit(1)\n")
+    source = "def double(x): print(os.getcwd()); os.kill(os.getppid(), 9); time.sleep(0.2); os._exit(1)\n"
+    result = graded(nursery, source)
     assert "ended the process that grades it" in result.verdicts[0].message
     assert result.verdicts[1].passed
+    assert not Path(result.printed.strip()).exists()
     assert graded(nursery, "").points == 6
 
 

@@ -21,7 +21,7 @@ from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, write_machine
 from minipar.planner.plan import plan
 from minipar.planner.presets import preset
-from minipar.planner.run_layouts import config_of, measure
+from minipar.planner.run_layouts import config_of, measure, undisturbed
 from minipar.planner.shapes import shape_of
 from minipar.training import Job
 from tests.planner.machines import MEASURED, PLAIN
@@ -65,6 +65,11 @@ def test_what_is_offered_runs(model: str) -> None:
         assert (run.timeline is None) == (c.layout.pp == 1)
         if run.timeline is not None:
             assert run.timeline.sizes.stages == 2 and run.timeline.sizes.microbatches == c.layout.microbatches
+
+
+def test_disturbed_steps_are_left_out_and_if_all_are_it_is_said() -> None:
+    assert undisturbed([1.0, 1.1, 9.0, 1.2], [0.0, 0.0, 8.0, 0.0]) == (1.1, 0.0)
+    assert undisturbed([2.0, 4.0, 8.0, 3.0, 9.0], [1.0, 3.0, 7.0, 2.5, 8.0]) == pytest.approx((3.0, 0.625))
 
 
 def test_batch_norm_has_no_pipeline() -> None:
