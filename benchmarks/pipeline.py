@@ -29,6 +29,7 @@ from minipar.backend import keep_freed_memory
 from minipar.comm.interface import Communicator
 from minipar.comm.launch import ranks_in_environment
 from minipar.comm.launcher import run_mpi
+from minipar.commands.report import console
 from minipar.data import Batch
 from minipar.models import GPT, GPTConfig
 from minipar.parallel.partition.policies import by_cost, items_of
@@ -39,7 +40,6 @@ from minipar.parallel.pipeline.schedules import build_schedule
 from minipar.parallel.pipeline.simulator import Costs, Span, Timeline, simulate, timeline
 from minipar.parallel.pipeline.stage import Stage
 from minipar.plot import gantt
-from minipar.report import console
 from minipar.timeline import legend, timeline_text
 
 VOCABULARY, TOKENS, HEADS = 96, 128, 4

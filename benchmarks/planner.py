@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from minipar.calibrate_command import calibrate_command
-from minipar.plan_command import subject_of
+from minipar.commands.calibrate import calibrate_command
+from minipar.commands.plan import subject_of
 from minipar.planner.explain import seconds_text, step_parts
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Machine, read_machine

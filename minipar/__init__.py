@@ -3,13 +3,13 @@
 There is one model, and it is serial; each kind of parallelism is a wrapper from outside. The floors, each
 importing only from those above it in this list:
 
-    0  backend, kernels, random, trace  where arrays live, fused loops, counter-based random numbers, spans
-    1  tape, tensor, ops, gradcheck  reverse-mode differentiation and its primitives
-    2  nn, recompute, optim, data, models
-    3  comm                          communicators on threads and MPI, textbook collectives
-    4  mesh, parallel                the kinds of parallelism, and `distribute`, which composes them
-    5  config, agreement, plot, training, stopping, verification, runs, doctor, grading
-    6  report, job, options, cli     the `minipar` command
+    0  backend, kernels, random, trace   where arrays live, fused loops, counter-based random numbers, spans
+    1  tape, tensor, ops, gradcheck      reverse-mode differentiation and its primitives
+    2  nn, recompute, optim, amp, data, models
+    3  comm, agreement                   communicators on threads and MPI, textbook collectives
+    4  mesh, parallel, checkpoint        the kinds of parallelism, and `distribute`, which composes them
+    5  config, plot, timeline, training, stopping, resume, runs, verification; traces, planner, grading, doctor
+    6  commands, cli                     the `minipar` command
 """
 
 from minipar import nn, ops, optim

@@ -35,6 +35,7 @@ from rich.console import Console
 
 import minipar
 from minipar.comm import Clock
+from minipar.commands.schedule import schedule_command
 from minipar.data import Batch
 from minipar.errors import UsageError
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig
@@ -46,7 +47,6 @@ from minipar.parallel.pipeline import FORMULAS, Costs, Span, build_schedule, sim
 from minipar.parallel.pipeline.executor import Executor
 from minipar.parallel.pipeline.stage import Stage
 from minipar.plot import COLOURS, gantt
-from minipar.schedule_command import schedule_command
 
 
 def show(found, title):

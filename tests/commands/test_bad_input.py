@@ -214,7 +214,7 @@ def test_the_mpirun_of_another_mpi() -> None:
 
 @pytest.mark.parametrize("command", (("doctor",), ("run", "-n", 2, __file__)))
 def test_a_job_inside_a_job_is_refused(command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    from minipar import cli
+    from minipar.commands import program
 
-    monkeypatch.setattr(cli, "ranks_in_environment", lambda: (4, "MINIPAR_WORLD_SIZE"))
+    monkeypatch.setattr(program, "ranks_in_environment", lambda: (4, "MINIPAR_WORLD_SIZE"))
     assert_one_line(minipar(*command), 2, f"{command[0]} starts ranks itself", "an MPI job of 4")

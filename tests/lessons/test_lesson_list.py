@@ -228,7 +228,7 @@ def test_a_state_that_is_damaged_is_named(state: Path) -> None:
 def test_graders_are_refused_inside_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setenv("PMI_RANK", "0")
-    from minipar.cli import refuse_inside_job
+    from minipar.commands.program import refuse_inside_job
 
     with pytest.raises(UsageError, match="grade starts ranks itself"):
         refuse_inside_job("grade")

@@ -184,7 +184,7 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "every rank prints the error that all have",
-        "minipar/cli.py",
+        "minipar/commands/program.py",
         "        first = world().rank == 0\n",
         "        first = world().rank >= 0\n",
         f"{ERRORS}::test_the_ranks_of_an_mpi_job_tell_it_once",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from minipar.commands.schedule import parse_costs, schedule_command
 from minipar.parallel.pipeline import build_schedule, read_csv, simulate
-from minipar.schedule_command import parse_costs, schedule_command
 from minipar.timeline import is_scaled, reading, timeline_text
 from tests.commands.command_line import assert_one_line, process
 from tests.commands.command_line import minipar as command

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minipar import launch, world
-from minipar.calibrate_command import calibrate_command, report
+from minipar.commands.calibrate import calibrate_command, report
 from minipar.errors import DataError, UsageError
 from minipar.models import ConvNetConfig, GPTConfig, MLPConfig
 from minipar.planner import calibrate as calibration

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from minipar import Mesh, launch, world
 from minipar.cli import app
+from minipar.commands.plan import command_of, machine_of, parse_bytes, plan_command, subject_of
 from minipar.config import TrainConfig
 from minipar.errors import DataError, UsageError
 from minipar.mesh import factorings
 from minipar.models import ConvNetConfig, GPTConfig, MLPConfig
-from minipar.plan_command import command_of, machine_of, parse_bytes, plan_command, subject_of
 from minipar.planner.explain import advice, bytes_text, placement_text, seconds_text, step_parts, winner_text
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, write_machine

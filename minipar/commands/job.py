@@ -12,13 +12,13 @@ from minipar.agreement import agreed
 from minipar.amp import PrecisionPolicy
 from minipar.comm.interface import Communicator
 from minipar.comm.launcher import available_cores
+from minipar.commands.report import console, progress, say, verify_table
 from minipar.config import TrainConfig
 from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
 from minipar.plot import precision_histograms
-from minipar.report import console, progress, say, verify_table
 from minipar.resume import Saving, check_can_save, resume
 from minipar.runs import RunWriter
 from minipar.stopping import StopRequest

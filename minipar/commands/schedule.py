@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from minipar.commands.report import console, say
 from minipar.errors import DataError, UsageError
 from minipar.parallel.pipeline.checker import Report, checked
 from minipar.parallel.pipeline.formulas import FORMULAS
@@ -20,7 +21,6 @@ from minipar.parallel.pipeline.schedules import build_schedule
 from minipar.parallel.pipeline.simulator import Cost, Costs, Timeline, simulate
 from minipar.parallel.pipeline.text import read_csv, write_csv
 from minipar.plot import gantt
-from minipar.report import console, say
 from minipar.timeline import legend, reading, timeline_text
 
 STAGES, MICROBATCHES = 4, 8

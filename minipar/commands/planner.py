@@ -20,7 +20,7 @@ def calibrate(
 
     Example: minipar calibrate --ranks 2 --out machine.json --png fit.png
     """
-    from minipar.calibrate_command import calibrate_command
+    from minipar.commands.calibrate import calibrate_command
 
     code = calibrate_command(ranks, out, png, dtype)
     if code:
@@ -63,7 +63,7 @@ def plan(
     Example: minipar plan --model gpt-175b --machine a100-80gb --ranks 1024
     Example: minipar plan --model gpt --ranks 2 --run-top 5
     """
-    from minipar.plan_command import plan_command
+    from minipar.commands.plan import plan_command
 
     sizes = dict(batch=batch, layers=layers, width=width, heads=heads, seq_len=seq_len, vocab=vocab, data=data)
     plan_command(model, machine, network, ranks, memory, precision, sizes, run_top, latency, bandwidth, png)

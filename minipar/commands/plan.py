@@ -15,6 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from minipar.comm.slow import parse_bandwidth, parse_latency
+from minipar.commands.report import console
 from minipar.config import TrainConfig
 from minipar.errors import DataError, UsageError
 from minipar.models import GPTConfig
@@ -27,7 +28,6 @@ from minipar.planner.presets import BATCHES, GPUS, MODELS, preset
 from minipar.planner.run_layouts import CALM, config_of, run_layouts
 from minipar.planner.shapes import Shape, shape_of
 from minipar.plot import memory_bars, plan_comparison
-from minipar.report import console
 from minipar.training import build_model, load_data
 
 MACHINE_FILE = Path("machine.json")

@@ -29,7 +29,7 @@ def show(directory: Place) -> None:
     from rich.table import Table
 
     from minipar.checkpoint import checkpoints, newest, read_manifest
-    from minipar.report import console, say
+    from minipar.commands.report import console, say
 
     def look() -> Any:
         path = newest(directory)
@@ -72,7 +72,7 @@ def verify(directory: Place) -> None:
     Example: minipar checkpoint verify checkpoints
     """
     from minipar.checkpoint import newest, open_checkpoint
-    from minipar.report import console
+    from minipar.commands.report import console
 
     def look() -> Any:
         path = newest(directory)
@@ -96,7 +96,7 @@ def export(
     Example: minipar checkpoint export checkpoints model.safetensors
     """
     from minipar.checkpoint import newest, open_checkpoint
-    from minipar.report import console
+    from minipar.commands.report import console
     from minipar.resume import saved_model
     from minipar.runs import save_weights
 

@@ -31,8 +31,8 @@ def show(
     """
     from minipar.agreement import agreed
     from minipar.comm import world
+    from minipar.commands.report import console
     from minipar.errors import DataError
-    from minipar.report import console
     from minipar.traces.advice import advice
     from minipar.traces.file import read
     from minipar.traces.report import examine

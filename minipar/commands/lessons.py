@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from minipar.commands.report import console
 from minipar.errors import DataError, UsageError
 from minipar.grading.manifest import Entry, find_entry, read_manifest
 from minipar.grading.progress import note, reached
-from minipar.report import console
 
 Number = Annotated[str, typer.Argument(metavar="NN", help="the lesson's number, e.g. 04")]
 

@@ -10,10 +10,10 @@ from rich.table import Table
 from minipar.comm import world
 from minipar.comm.interface import Communicator
 from minipar.comm.launcher import available_cores, run_mpi
+from minipar.commands.report import console, say
 from minipar.errors import DataError, UsageError
 from minipar.planner.machine import Machine, write_machine
 from minipar.plot import communication_fit
-from minipar.report import console, say
 
 DTYPES = ("float32", "float64")
 LIMIT = 600.0  # seconds after which the job is killed
@@ -43,7 +43,7 @@ def calibrate_command(ranks: int | None, out: Path, png: Path | None, dtype: str
     if count < 1:
         raise UsageError(f"--ranks is {count}, it must be at least 1")
     words = [str(out), dtype, *([str(png)] if png is not None else [])]
-    return run_mpi([sys.executable, "-m", "minipar.calibrate_command", *words], count, timeout=LIMIT)
+    return run_mpi([sys.executable, "-m", "minipar.commands.calibrate", *words], count, timeout=LIMIT)
 
 
 def measure_and_write(comm: Communicator, out: Path, png: Path | None, dtype: str) -> None:

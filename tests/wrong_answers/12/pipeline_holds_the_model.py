@@ -1,0 +1,16 @@
+"""Every stage is counted with all blocks."""
+
+MESSAGE = "a stage of the pipeline holds layers / pp of them"
+
+
+def memory(model, layout):
+    dp, pp, tp, zero, m = (layout[k] for k in ("dp", "pp", "tp", "zero", "microbatches"))
+    elements = model["layers"] * model["parameters"] / tp
+    live = min(m, pp)
+    samples = model["batch"] / dp / m
+    return {
+        "parameters": 4 * elements / (dp if zero >= 3 else 1),
+        "gradients": 4 * elements / (dp if zero >= 2 else 1),
+        "optimizer": 8 * elements / (dp if zero >= 1 else 1),
+        "activations": live * samples * model["layers"] / pp * model["activations"] / tp,
+    }
