@@ -78,10 +78,11 @@ def group_norm(x, groups, weight=None, bias=None, eps=1e-5):
     _check_channels("group_norm", c, weight=_values(weight), bias=bias)
     k = kernels.of(x)
     y, mean, rstd = k.group_norm(x, groups, _values(weight), bias, eps)
+    has_bias = bias is not None  # bias itself, held until backward, would keep a gathered parameter alive
 
     def vjp(g: Array) -> Any:
         dx, dweight, dbias = k.group_norm_backward(g, x, mean, rstd, _values(weight))
-        return dx, None, dweight, None if bias is None else dbias
+        return dx, None, dweight, dbias if has_bias else None
 
     return y, vjp
 

@@ -126,8 +126,8 @@ def advice(plan: Plan) -> list[str]:
     serial = predict(shape, plan.machine, Layout(), plan.batch, plan.precision).seconds
     best = plan.best
     used = [axis for axis in ("dp", "pp", "tp") if getattr(best.layout, axis) > 1]
-    which = {"dp": "data parallelism", "pp": "pipeline parallelism", "tp": "tensor parallelism"}
-    names = " with ".join(which[a] for a in used)
+    which = {"dp": "data", "pp": "pipeline", "tp": "tensor"}
+    names = " and ".join(which[a] for a in used) + " parallelism" + (" together" if len(used) > 1 else "")
     fits = alone.total <= plan.limit
     if fits and serial < best.step.seconds:
         out.append(
