@@ -4,7 +4,7 @@ BIN := .venv/bin
 # How many test files run side by side; each starts ranks of its own.
 WORKERS ?= 2
 
-.PHONY: train test lessons check-lessons parity lint types mutations benchmark clean
+.PHONY: train test lessons check-lessons check-faults parity lint types mutations benchmark clean
 
 train: .venv/installed
 	$(BIN)/minipar run -n 2 --timeout 600 train gpt --data docs --out runs/gpt
@@ -17,7 +17,10 @@ lessons: .venv/installed-lessons
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir lessons
 
 check-lessons: .venv/installed-lessons .venv/installed-test
-	$(BIN)/python -m pytest -m lessons tests/lessons
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m lessons tests/lessons
+
+check-faults: .venv/installed-test
+	$(BIN)/python -m pytest -m faults tests/faults
 
 parity: .venv/installed-parity
 	$(BIN)/python -m pytest -m parity

@@ -1,7 +1,18 @@
-"""Shared by all tests: one BLAS thread, so that timings and last bits do not depend on the machine."""
+"""Shared by all tests: one BLAS thread, so that timings and last bits do not depend on the machine; Ctrl-C heard."""
+
+import signal
 
 import pytest
 from threadpoolctl import threadpool_limits
+
+
+def pytest_configure():
+    """Hear Ctrl-C, and let started programs hear it, where the shell that started the tests has turned it off.
+
+    A shell does so for what it puts into the background, and what is ignored stays ignored in every child.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
