@@ -5,8 +5,9 @@
     python benchmarks/planner.py --pictures docs          # draws the timelines, predicted above measured
 
 Two ranks. Part one: MLP, ConvNet and GPT, the best five layouts each; the median layout should be predicted
-within 15 % and each within 25 %, and the layout chosen be the fastest or within 5 % of it. Part two: the same
-GPT with a pipeline and with data parallelism behind a network of 1 ms and 100 MB/s, within 15 %.
+within 15 % and each within 25 %, memory within 10 %, and the layout chosen be the fastest or within 5 % of it.
+Part two: the same GPT with a pipeline and with data parallelism behind a network of 1 ms and 100 MB/s, within
+15 %.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 
 from minipar.commands.calibrate import calibrate_command
 from minipar.commands.plan import subject_of
-from minipar.planner.explain import seconds_text, step_parts
+from minipar.planner.explain import bytes_text, seconds_text, step_parts
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Machine, read_machine
 from minipar.planner.plan import plan
-from minipar.planner.run_layouts import CALM, Ran, config_of, run_layouts
+from minipar.planner.reference import CALM
+from minipar.planner.run_layouts import Ran, config_of, run_layouts
 from minipar.planner.step_time import predict
 from minipar.plot import gantt_pair, plan_comparison
 
@@ -51,15 +53,19 @@ def planned(model: str, sizes: dict[str, Any], machine: Machine, pictures: Path 
     subject = subject_of(model, sizes)
     found = plan(subject.shape, machine, RANKS, sizes["batch"], PRECISIONS["float32"])
     chosen = found.candidates[:TOP]
-    runs = run_layouts([config_of(subject.config, c.layout) for c in chosen], RANKS)
-    print(f"\n{model} {sizes}")
-    errors = []
+    ran = run_layouts([config_of(subject.config, c.layout) for c in chosen], RANKS)
+    runs, pace = ran.layouts, ran.pace(machine, model)
+    print(f"\n{model} {sizes}: {pace:.2f} times as long as when calibrated")
+    errors, memory = [], []
     for c, run in zip(chosen, runs):
-        error = c.step.seconds / run.seconds - 1
+        seconds = predict(subject.shape, machine.paced(pace), c.layout, sizes["batch"]).seconds
+        error = seconds / run.seconds - 1
         errors.append(error)
-        predicted, measured = seconds_text(c.step.seconds), seconds_text(run.seconds)
+        predicted, measured = seconds_text(seconds), seconds_text(run.seconds)
+        memory.append(c.memory.total / run.held - 1)
         print(
             f"  {c.layout!s:<36} predicted {predicted:>8}  measured {measured:>8}  {100 * error:+6.1f} %"
+            f"   memory {bytes_text(c.memory.total):>8}  held {bytes_text(run.held):>8}  {100 * memory[-1]:+5.1f} %"
             f"{busy_text(run)}"
         )
     median, worst = statistics.median(map(abs, errors)), max(map(abs, errors))
@@ -71,7 +77,12 @@ def planned(model: str, sizes: dict[str, Any], machine: Machine, pictures: Path 
             measured={str(c.layout): run.seconds for c, run in zip(chosen, runs)}, title=f"{model}, {RANKS} ranks",
         )  # fmt: skip
     short = []
-    for name, value, limit in (("median", median, 0.15), ("worst", worst, 0.25), ("choice", slower, 0.05)):
+    for name, value, limit in (
+        ("median", median, 0.15),
+        ("worst", worst, 0.25),
+        ("choice", slower, 0.05),
+        ("memory", max(map(abs, memory)), 0.10),
+    ):
         if value > limit:
             short.append(f"{model}: {name} {100 * value:.0f} %, should be at most {100 * limit:.0f} %")
     return short
@@ -79,15 +90,17 @@ def planned(model: str, sizes: dict[str, Any], machine: Machine, pictures: Path 
 
 def behind_a_network(machine: Machine, pictures: Path | None) -> list[str]:
     """Run a pipeline and data parallelism behind an imitated network; return what falls short."""
-    sizes, slow, short = MODELS["gpt"], machine.slowed(ALPHA, BETA), []
+    sizes, short = MODELS["gpt"], []
     subject = subject_of("gpt", sizes)
     configs = [config_of(subject.config, layout) for layout in SLOW.values()]
-    runs = run_layouts(configs, RANKS, LATENCY, BANDWIDTH)
-    print(f"\ngpt behind a network of {LATENCY} and {BANDWIDTH}")
-    for (name, layout), run in zip(SLOW.items(), runs):
+    ran = run_layouts(configs, RANKS, LATENCY, BANDWIDTH)
+    pace = ran.pace(machine, "gpt")
+    slow = machine.paced(pace).slowed(ALPHA, BETA)
+    print(f"\ngpt behind a network of {LATENCY} and {BANDWIDTH}: {pace:.2f} times as long as when calibrated")
+    for (name, layout), run in zip(SLOW.items(), ran.layouts):
         step = predict(subject.shape, slow, layout, sizes["batch"])
         error = step.seconds / run.seconds - 1
-        fast = predict(subject.shape, machine, layout, sizes["batch"])
+        fast = predict(subject.shape, machine.paced(pace), layout, sizes["batch"])
         print(
             f"  {name:<14} predicted {seconds_text(step.seconds):>8}  measured {seconds_text(run.seconds):>8}"
             f"  {100 * error:+6.1f} %   (without the network predicted {seconds_text(fast.seconds)}){busy_text(run)}"

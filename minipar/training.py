@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -261,7 +261,7 @@ class Job:
             f"step {self.steps_done + 1}: {what}: lower --lr (now {self.config.lr}) or look at the data"
         )
 
-    def train(self) -> Iterator[StepRecord]:
+    def train(self) -> Generator[StepRecord, None, None]:
         """Yield a record after each step that is still to do.
 
         Raises:

@@ -7,6 +7,7 @@ the best layouts are run here, and what was predicted stands beside what was mea
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,15 @@ from minipar.config import TrainConfig
 from minipar.errors import DataError, UsageError
 from minipar.models import GPTConfig
 from minipar.parallel.partition.devices import UNITS
-from minipar.planner.explain import advice, bytes_text, seconds_text, step_parts, winner_text
+from minipar.planner.explain import advice, bytes_text, pace_text, seconds_text, step_parts, winner_text
 from minipar.planner.layout import PRECISIONS, Precision
 from minipar.planner.machine import Machine, read_machine
 from minipar.planner.plan import Candidate, Plan, plan
 from minipar.planner.presets import BATCHES, GPUS, MODELS, preset
-from minipar.planner.run_layouts import CALM, config_of, run_layouts
+from minipar.planner.reference import CALM
+from minipar.planner.run_layouts import config_of, run_layouts
 from minipar.planner.shapes import Shape, shape_of
+from minipar.planner.step_time import predict
 from minipar.plot import memory_bars, plan_comparison
 from minipar.training import build_model, load_data
 
@@ -221,32 +224,40 @@ def command_of(subject: Subject, best: Candidate, ranks: int, precision: Precisi
 def _run(
     subject: Subject, found: Plan, top: int, ranks: int, latency: str | None, bandwidth: str | None
 ) -> dict[str, float]:
-    """Run the best layouts here, print predicted beside measured, and return the measured seconds."""
+    """Run the best layouts here, print predicted beside measured, and return the measured seconds.
+
+    Predictions are for the machine's pace at this moment, which the reference step tells.
+    """
     chosen = found.candidates[:top]
     configs = [config_of(subject.config, c.layout, found.precision) for c in chosen]
     runs = run_layouts(configs, ranks, latency, bandwidth)
-    seconds = [run.seconds for run in runs]
+    pace = runs.pace(found.machine, found.shape.model)
+    now = found.machine.paced(pace)
     table = Table(box=None, pad_edge=False)
     table.add_column("layout", overflow="fold")
-    for heading in ("predicted", "measured", "error"):
+    for heading in ("predicted", "measured", "error", "memory predicted", "held", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for c, measured in zip(chosen, seconds):
-        error = 100 * (c.step.seconds / measured - 1)
-        table.add_row(str(c.layout), seconds_text(c.step.seconds), seconds_text(measured), f"{error:+.0f} %")
+    for c, run in zip(chosen, runs.layouts):
+        seconds = predict(found.shape, now, c.layout, found.batch, found.precision).seconds
+        pairs = ((seconds, run.seconds, seconds_text), (c.memory.total, run.held, bytes_text))
+        cells = [(text(a), text(b), f"{100 * (a / b - 1):+.0f} %") for a, b, text in pairs]
+        table.add_row(str(c.layout), *itertools.chain(*cells))
     screen = console()
     screen.print()
     screen.print(table)
-    best = min(seconds)
-    slower = 100 * (seconds[0] / best - 1)
-    verdict = f"is {slower:.0f} % slower than the fastest" if seconds[0] > best else "is the fastest"
-    screen.print(f"\nof {len(seconds)} that were run, the layout chosen {verdict}", markup=False)
-    if (disturbed := max(run.disturbed for run in runs)) > CALM:
+    screen.print(f"\n{pace_text(pace)}", markup=False, soft_wrap=True)
+    measured = [run.seconds for run in runs.layouts]
+    best = min(measured)
+    slower = 100 * (measured[0] / best - 1)
+    verdict = f"is {slower:.0f} % slower than the fastest" if measured[0] > best else "is the fastest"
+    screen.print(f"of {len(measured)} that were run, the layout chosen {verdict}", markup=False)
+    if (disturbed := max(run.disturbed for run in runs.layouts)) > CALM:
         screen.print(
             f"other programs had the ranks' cores for up to {100 * disturbed:.0f} % of these steps: measured times are"
             " too long, and the comparison means little",
             soft_wrap=True,
         )  # fmt: skip
-    return {str(c.layout): s for c, s in zip(chosen, seconds)}
+    return {str(c.layout): s for c, s in zip(chosen, measured)}
 
 
 def _draw(found: Plan, path: Path, measured: dict[str, float] | None) -> None:

@@ -8,7 +8,7 @@ counts with its padding, and a small view that keeps a large array alive counts 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from types import FunctionType
@@ -18,9 +18,10 @@ from minipar.backend import Array, is_gpu_array
 from minipar.nn import Module, Parameter
 from minipar.optim import Optimizer
 from minipar.parallel.zero.zero import Zero
-from minipar.tape import Node
+from minipar.tape import Deferred, Edge, Node
 from minipar.tensor import Handle, Tensor
 
+Root = Tensor | Edge | Deferred  # what keeps a graph alive
 KINDS = ("parameters", "gradients", "optimizer", "activations", "messages")
 
 
@@ -53,13 +54,19 @@ class Held:
         return "\n".join(f"{kind:<12}{size:>{width}} bytes" for kind, size in rows)
 
 
-def held(model: Module | Zero, optimizer: Optimizer | None = None, output: Tensor | None = None) -> Held:
+def held(
+    model: Module | Zero,
+    optimizer: Optimizer | None = None,
+    output: Tensor | None = None,
+    under_way: Sequence[Root] = (),
+) -> Held:
     """Return what this rank holds now.
 
     Args:
         model: a model, also a data-parallel or tensor-parallel one, or its ZeRO wrapper.
         optimizer: whose state counts.
         output: a loss or other result, not yet gone through backward, whose graph keeps activations.
+        under_way: more of that kind, as a pipeline has them: where backwards will begin, weight gradients put off.
     """
     plain = model.model if isinstance(model, Zero) else model
     tensors = [p for p in plain.parameters() if p.is_materialized]
@@ -75,7 +82,7 @@ def held(model: Module | Zero, optimizer: Optimizer | None = None, output: Tenso
     entries = optimizer.state.values() if optimizer else ()
     state = [value for entry in entries for value in entry.values() if hasattr(value, "nbytes")]
     parameters = _owners(values)
-    saved = _owners(saved_arrays(output)) if output is not None else {}
+    saved = _owners(saved_arrays(*([] if output is None else [output]), *under_way))
     return Held(
         parameters=sum(parameters.values()),
         gradients=sum(_owners(gradients).values()),
@@ -101,15 +108,19 @@ def _is_array(x: Any) -> bool:
     return is_gpu_array(x) or (hasattr(x, "nbytes") and hasattr(x, "base") and hasattr(x, "strides"))
 
 
-def saved_arrays(output: Tensor) -> Iterator[Array]:
-    """Yield every array that the graph behind `output` keeps for backward: what its closures captured.
+def saved_arrays(*roots: Root) -> Iterator[Array]:
+    """Yield every array that the graphs behind `roots` keep for backward: what their closures captured.
 
     Parameters are captured as handles and are not activations; the models themselves are passed over.
     """
-    edge = output.edge()
-    nodes: list[Node] = [edge[0]] if edge else []
-    seen: set[int] = {id(node) for node in nodes}
+    nodes: list[Node] = []
     stack: list[Any] = []
+    for root in roots:
+        if isinstance(root, list):
+            stack += [work for _, work in root]
+        elif (edge := root.edge() if isinstance(root, Tensor) else root) is not None:
+            nodes.append(edge[0])
+    seen: set[int] = {id(node) for node in nodes}
     while nodes or stack:
         if not stack:
             node = nodes.pop()

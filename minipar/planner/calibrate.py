@@ -22,15 +22,15 @@ from scipy.optimize import nnls
 
 from minipar.backend import float_dtype, keep_freed_memory
 from minipar.comm.interface import Communicator
-from minipar.config import TrainConfig
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, Machine, Measured, Rate, Table
 from minipar.planner.measure_ops import REPEATS, kinds, measure_bandwidth, measure_kind, measure_updates
-from minipar.planner.shapes import Shape, shape_of
+from minipar.planner.reference import SIZES as MODELS
+from minipar.planner.reference import TINY, Alone, Steps, agreed_median, reference_config, timed_steps
 from minipar.planner.step_time import predict
-from minipar.training import Job, load_data
 
 SIZES = (8, 4096, 65_536, 524_288, 4_194_304)  # bytes of the whole vector
+TURNS = 5  # of whole steps
 ROUNDS = 20  # of which the quickest counts: both ranks have to be undisturbed at the same moment
 OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
 
@@ -113,49 +113,36 @@ def measure_overlap(comm: Communicator) -> float:
     return float(np.clip(comm.all_reduce(np.array([hidden]))[0] / comm.size, 0.0, 1.0))
 
 
-def step_alone(comm: Communicator, config: TrainConfig) -> tuple[float, Shape]:
-    """Return the seconds of a step that each rank trains by itself, all at once, and the model's shape.
-
-    By the process' own clock, which counts the thread that makes batches and nothing of other programs.
-    """
-    alone = comm.split(comm.rank)
-    assert alone is not None
-    resolved = config.resolved()
-    job = Job(resolved, alone, load_data(resolved))
-    run = job.train()
-    next(run)  # which makes the optimizer's state
-    seconds = []
-    for _ in run:
-        seconds.append(time.process_time())
-    step = float(np.median(np.diff(seconds)))
-    shape = shape_of(config.model, job.model.config)  # type: ignore[attr-defined]
-    return float(comm.all_reduce(np.array([step]))[0]) / comm.size, shape
-
-
-def measure_steps(comm: Communicator, machine: Machine, dtype: str) -> tuple[float, dict[str, float]]:
-    """Return what single operations do not tell: `Measured.step`, and `Measured.context` by model.
+def measure_steps(comm: Communicator, machine: Machine, dtype: str) -> Measured:
+    """Return the machine's measurements with what single operations do not tell: step, context, reference.
 
     A tiny MLP gives the seconds that belong to no operation. One small model of each kind then tells how much
-    longer its operations take within a step.
+    longer its operations take within a step. They take turns, so that all see the same machine. Collective.
     """
-
-    def config(model: str, steps: int, **sizes: Any) -> TrainConfig:
-        return TrainConfig(model=model, steps=steps, dtype=dtype, device="cpu", **sizes)
-
-    batch = 16
-    seconds, shape = step_alone(comm, config("mlp", 60, width=32, layers=2, batch=batch))
-    fixed = max(0.0, seconds - predict(shape, machine, Layout(), batch, PRECISIONS[dtype]).seconds)
-    references = {
-        "mlp": (config("mlp", 30, width=256, layers=4, batch=256), 256),
-        "convnet": (config("convnet", 14), 64),
-        "gpt": (config("gpt", 8, batch=8), 8),
-    }
+    measured = machine.measured
+    assert measured is not None
+    models = list(MODELS)
+    configs = [
+        replace(reference_config("mlp", dtype), **TINY),
+        *(reference_config(model, dtype) for model in models),
+    ]
+    jobs = [Alone(comm, config) for config in configs]
+    steps: list[Steps] = [[] for _ in jobs]
+    for _ in range(TURNS):
+        for k, (job, mine) in enumerate(zip(jobs, steps)):
+            mine += timed_steps(comm, job.run, 4 if k else 20)
+    for job in jobs:
+        job.run.close()
+    tiny, *seconds = [agreed_median(comm, mine)[0] for mine in steps]
+    precision = PRECISIONS[dtype]
+    fixed = max(
+        0.0, tiny - predict(jobs[0].shape, machine, Layout(), configs[0].batch or 0, precision).seconds
+    )
     context = {}
-    for model, (settings, batch) in references.items():
-        seconds, shape = step_alone(comm, settings)
-        expected = predict(shape, machine, Layout(), batch, PRECISIONS[dtype])
-        context[model] = max(0.5, (seconds - fixed - expected.update) / expected.compute)
-    return fixed, context
+    for model, config, job, found in zip(models, configs[1:], jobs[1:], seconds):
+        expected = predict(job.shape, machine, Layout(), config.batch or 0, precision)
+        context[model] = max(0.5, (found - fixed - expected.update) / expected.compute)
+    return replace(measured, step=fixed, context=context, reference=dict(zip(models, seconds)))
 
 
 def calibrate(
@@ -210,6 +197,4 @@ def calibrate(
         measured=Measured(comm.size, dtype, ops, fits, residuals, samples),
     )  # fmt: skip
     tell("whole training steps")
-    fixed, context = measure_steps(comm, machine, dtype)
-    assert machine.measured is not None
-    return replace(machine, measured=replace(machine.measured, step=fixed, context=context))
+    return replace(machine, measured=measure_steps(comm, machine, dtype))

@@ -29,6 +29,16 @@ def bytes_text(n: float) -> str:
     return f"{n:.0f} B"
 
 
+def pace_text(pace: float) -> str:
+    """Say how the machine's pace differs from that of its calibration, and that predictions follow it."""
+    if abs(pace - 1) < NEAR:
+        return "the machine is as fast as when it was calibrated"
+    slower = (
+        f"slower, {pace:.2f} times as long a step," if pace > 1 else f"faster, {pace:.2f} of the time a step,"
+    )
+    return f"the machine is {slower} than when it was calibrated; these predictions are for its pace now"
+
+
 def step_parts(c: Candidate) -> dict[str, float]:
     """Return a step's seconds by what they go into; together the whole step."""
     s = c.step

@@ -62,6 +62,11 @@ class Table:
     forward: Any  # nested lists of seconds, one level an axis
     backward: Any
 
+    def paced(self, factor: float) -> Table:
+        """Return the same table with all seconds times `factor`."""
+        forward, backward = (factor * np.asarray(x, dtype=float) for x in (self.forward, self.backward))
+        return Table(self.axes, forward.tolist(), backward.tolist())
+
     def seconds(self, size: tuple[float, ...], work: str) -> float:
         """Return the seconds of "forward" or "backward" at this size."""
         values = np.log(np.asarray(self.forward if work == "forward" else self.backward, dtype=float))
@@ -96,6 +101,7 @@ class Measured:
         step: seconds of every training step that belong to no operation (batches, records, Python).
         context: by model, how much longer its operations take one after another in a step than each by itself,
             with its own data still in the caches.
+        reference: by model, seconds of its reference step (`planner.reference`): the pace of that hour.
     """
 
     ranks: int
@@ -106,6 +112,19 @@ class Measured:
     samples: Mapping[str, Mapping[int, list[tuple[float, float]]]]
     step: float = 0.0
     context: Mapping[str, float] = field(default_factory=dict)
+    reference: Mapping[str, float] = field(default_factory=dict)
+
+    def paced(self, factor: float) -> Measured:
+        """Return these measurements with all seconds times `factor`."""
+        return replace(
+            self, ops={kind: table.paced(factor) for kind, table in self.ops.items()}, step=factor * self.step,
+            fits={o: {n: (factor * a, factor * b) for n, (a, b) in rows.items()} for o, rows in self.fits.items()},
+            samples={
+                o: {n: [(size, factor * s) for size, s in points] for n, points in rows.items()}
+                for o, rows in self.samples.items()
+            },
+            reference={model: factor * seconds for model, seconds in self.reference.items()},
+        )  # fmt: skip
 
     def collective(self, operation: str, n_bytes: float, ranks: int) -> float | None:
         """Return the seconds of a collective on this many ranks; None if it was not measured.
@@ -159,6 +178,21 @@ class Machine:
             known = ", ".join(self.matmul)
             raise UsageError(f"machine {self.name} has no rate for {precision}; it has {known}")
         return self.matmul[precision]
+
+    def paced(self, factor: float) -> Machine:
+        """Return this machine in an hour in which all that it does takes `factor` times as long.
+
+        An imitated network's wire keeps its time: that is no work of the machine's.
+        """
+        node, cluster = (
+            replace(link, alpha=factor * link.alpha, beta=factor * link.beta) for link in (self.node, self.cluster)
+        )
+        rates = {name: replace(rate, peak=rate.peak / factor) for name, rate in self.matmul.items()}
+        measured = None if self.measured is None else self.measured.paced(factor)
+        return replace(
+            self, bandwidth=self.bandwidth / factor, overhead=self.overhead * factor, matmul=rates,
+            node=node, cluster=cluster, measured=measured,
+        )  # fmt: skip
 
     def slowed(self, alpha: float, beta: float) -> Machine:
         """Return this machine behind a network of α seconds a message and β seconds a byte.
@@ -249,6 +283,7 @@ def _measured(found: dict[str, Any]) -> Measured:
         by_ranks(found["fits"], lambda v: (float(v[0]), float(v[1]))), by_ranks(found["residuals"], float),
         by_ranks(found["samples"], lambda rows: [(float(n), float(s)) for n, s in rows]), float(found["step"]),
         {model: float(x) for model, x in found["context"].items()},
+        {model: float(x) for model, x in found["reference"].items()},
     )  # fmt: skip
 
 

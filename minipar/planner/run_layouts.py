@@ -1,11 +1,12 @@
 """Run some layouts for a few steps each and say how long a step took: what predictions are held against.
 
     runs = run_layouts(configs, ranks=2)         # starts one MPI job in which they take turns
-    runs[0].seconds
+    runs.layouts[0].seconds, runs.reference
 
-The layouts take turns, a few steps at a time, so that a machine that is slower for a while is slower for all;
-of each the median step counts. Where the system tells how long a process stood in line for a core, only steps
-in which no rank did so for long are looked at, and it is said if there were none.
+The layouts and the reference step of their model (`planner.reference`) take turns, a few steps at a time, so
+that a machine that is slower for a while is slower for all; of each the median step counts. Where the system
+tells how long a process stood in line for a core, only steps in which no rank did so for long are looked at,
+and it is said if there were none.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,11 +32,13 @@ from minipar.config import TrainConfig
 from minipar.errors import CommunicationError
 from minipar.parallel.pipeline.simulator import Span, Timeline, timeline
 from minipar.parallel.strategies.pipelined import Pipelined
+from minipar.planner.fullest import fullest
 from minipar.planner.layout import Layout, Precision
+from minipar.planner.machine import Machine
+from minipar.planner.reference import Alone, Steps, agreed_median, reference_config, timed_steps
 from minipar.training import Job, load_data
 
 ROUNDS, STEPS = 6, 4
-CALM = 0.02  # of a step
 LIMIT = 600.0  # seconds after which the job is killed
 
 
@@ -62,25 +63,39 @@ class Ran:
     Attributes:
         seconds: of the median step.
         timeline: of a pipeline's last step.
+        held: bytes of the rank that holds most, by `fullest`.
         disturbed: the part of those steps in which a rank stood in line for a core that other programs had.
     """
 
     seconds: float
+    held: float
     timeline: Timeline | None = None
     disturbed: float = 0.0
 
 
-def in_line() -> float:
-    """Return the seconds that this thread could have run and had no core, since it began; 0 if unknown."""
-    try:
-        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
-    except (OSError, IndexError, ValueError):  # another system, or one that does not count
-        return 0.0
+@dataclass(frozen=True)
+class Runs:
+    """What came of all layouts.
+
+    Attributes:
+        layouts: in their order.
+        reference: seconds of the reference step, taken in turn with them.
+        disturbed: as in `Ran`, of the reference step.
+    """
+
+    layouts: list[Ran]
+    reference: float
+    disturbed: float
+
+    def pace(self, machine: Machine, model: str) -> float:
+        """Return how much longer everything took than when the machine was calibrated: 1.0 is as long."""
+        assert machine.measured is not None
+        return self.reference / machine.measured.reference[model]
 
 
 def measure(
     comm: Communicator, configs: Sequence[TrainConfig], rounds: int = ROUNDS, steps: int = STEPS
-) -> list[Ran]:
+) -> Runs:
     """Run the layouts on the ranks of `comm`, each of which calls it with the same settings. Collective."""
     keep_freed_memory()
     enough = rounds * steps + 2
@@ -89,33 +104,26 @@ def measure(
     runs: list[Any] = [job.train() for job in jobs]
     for run in runs:
         next(run)  # the first step makes the optimizer's state
-    seconds: list[list[tuple[float, float]]] = [[] for _ in jobs]
+    runs.append(Alone(comm, reference_config(configs[0].model, str(configs[0].dtype))).run)
+    found: list[Steps] = [[] for _ in runs]
     for _ in range(rounds):
-        for run, mine in zip(runs, seconds):
-            comm.barrier()
-            for _ in range(steps):
-                start, waited = time.perf_counter(), in_line()
-                next(run)
-                mine.append((time.perf_counter() - start, in_line() - waited))
+        for run, mine in zip(runs, found):
+            mine += timed_steps(comm, run, steps)
     for run in runs:
         run.close()
-    ran = []
-    for mine, job in zip(seconds, jobs):
-        took, waited = comm.all_reduce(np.array(mine), op="max").T  # of the rank that was disturbed most
-        median, disturbed = undisturbed(took.tolist(), waited.tolist())
-        ran.append(Ran(median, _timeline(job), disturbed))
-    return ran
+    *medians, reference = [agreed_median(comm, mine) for mine in found]
+    ran = [
+        Ran(seconds, _held(job), _timeline(job), disturbed)
+        for (seconds, disturbed), job in zip(medians, jobs)
+    ]
+    return Runs(ran, *reference)
 
 
-def undisturbed(seconds: Sequence[float], waited: Sequence[float]) -> tuple[float, float]:
-    """Return the median of the steps that were disturbed least, and which part of them was waiting.
-
-    Those disturbed for less than `CALM` of their time; where they are fewer than a quarter, the calmest quarter.
-    """
-    shares = sorted((w / s, s) for s, w in zip(seconds, waited))
-    calm = [(share, s) for share, s in shares if share < CALM]
-    chosen = calm if 4 * len(calm) >= len(shares) else shares[: -(-len(shares) // 4)]
-    return statistics.median(s for _, s in chosen), statistics.median(share for share, _ in chosen)
+def _held(job: Job) -> float:
+    """Return the bytes of the rank that holds most. Collective."""
+    (batch,) = job.loader.steps(1)
+    total = float(fullest(job, batch).total)
+    return float(job.comm.all_reduce(np.array([total]), op="max")[0])
 
 
 def _timeline(job: Job) -> Timeline | None:
@@ -130,7 +138,7 @@ def _timeline(job: Job) -> Timeline | None:
 def run_layouts(
     configs: Sequence[TrainConfig], ranks: int, latency: str | None = None, bandwidth: str | None = None,
     rounds: int = ROUNDS, steps: int = STEPS,
-) -> list[Ran]:  # fmt: skip
+) -> Runs:  # fmt: skip
     """Measure layouts in an MPI job on this machine.
 
     Args:
@@ -148,7 +156,7 @@ def run_layouts(
         code = run_mpi(command, ranks, timeout=LIMIT, env=env)
         if code or not result.exists():
             raise CommunicationError(f"plan: the job that runs the layouts ended with exit code {code}")
-        found: list[Ran] = pickle.loads(result.read_bytes())
+        found: Runs = pickle.loads(result.read_bytes())
         return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,13 @@ from minipar.models import ConvNetConfig, GPTConfig, MLPConfig
 from minipar.planner import calibrate as calibration
 from minipar.planner.calibrate import fit_line, measure_collective, measure_overlap
 from minipar.planner.fit import fitted, with_rates
-from minipar.planner.machine import read_machine, write_machine
+from minipar.planner.layout import Layout
+from minipar.planner.machine import Machine, Measured, read_machine, write_machine
 from minipar.planner.measure_ops import Kind, kinds, measure_kind, measure_updates
 from minipar.planner.presets import GPUS, NETWORKS, preset
+from minipar.planner.run_layouts import Runs
 from minipar.planner.shapes import shape_of
+from minipar.planner.step_time import predict
 from tests.planner.machines import FLAT, MEASURED, PLAIN
 
 
@@ -178,7 +182,11 @@ def test_calibration_gives_every_rank_the_same_machine(tmp_path, monkeypatch: py
     }
     monkeypatch.setattr(calibration, "kinds", lambda dtype: small)
     monkeypatch.setattr(calibration, "SIZES", (8, 4096))
-    monkeypatch.setattr(calibration, "measure_steps", lambda comm, machine, dtype: (1e-4, {"gpt": 1.1}))
+
+    def known(comm: object, machine: Machine, dtype: str) -> Measured:
+        return replace(machine.measured, step=1e-4, context={"gpt": 1.1}, reference={"gpt": 0.1})
+
+    monkeypatch.setattr(calibration, "measure_steps", known)
     said: list[str] = []
     first, second = launch(lambda: calibration.calibrate(world(), "float32", said.append), 2)
     assert first == second
@@ -192,9 +200,27 @@ def test_calibration_gives_every_rank_the_same_machine(tmp_path, monkeypatch: py
 
 
 def test_what_single_operations_do_not_tell_is_measured_in_whole_steps() -> None:
-    fixed, context = calibration.measure_steps(world(), PLAIN, "float32")
-    assert fixed >= 0 and set(context) == {"mlp", "convnet", "gpt"}
-    assert all(x >= 0.5 for x in context.values())
+    found = launch(lambda: calibration.measure_steps(world(), MEASURED, "float32"), 2)
+    assert found[0] == found[1] != MEASURED.measured
+    assert found[0].step >= 0 and set(found[0].context) == set(found[0].reference) == {"mlp", "convnet", "gpt"}
+    assert all(x >= 0.5 for x in found[0].context.values()) and all(x > 0 for x in found[0].reference.values())
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(dp=2), Layout(pp=2, schedule="1f1b", microbatches=4)], ids=str)
+@pytest.mark.parametrize("machine", [PLAIN, MEASURED], ids=["data sheet", "measured"])
+def test_at_half_the_pace_a_step_takes_twice_as_long(machine: Machine, layout: Layout) -> None:
+    shape = shape_of("gpt", GPTConfig(96, 16, 32, 2, 4))
+    once, twice = (predict(shape, m, layout, 8).seconds for m in (machine, machine.paced(2.0)))
+    assert twice == pytest.approx(2 * once, rel=1e-9)
+
+
+def test_the_pace_of_an_imitated_network_stays() -> None:
+    slow = MEASURED.slowed(1e-3, 1e-8)
+    assert slow.paced(3.0).wire == slow.wire
+    runs = Runs([], reference=0.3, disturbed=0.0)
+    machine = replace(MEASURED, measured=replace(MEASURED.measured, reference={"gpt": 0.1}))
+    assert runs.pace(machine, "gpt") == pytest.approx(3.0)
+    assert runs.pace(machine.paced(3.0), "gpt") == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

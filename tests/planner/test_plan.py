@@ -21,7 +21,8 @@ from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, write_machine
 from minipar.planner.plan import plan
 from minipar.planner.presets import preset
-from minipar.planner.run_layouts import config_of, measure, undisturbed
+from minipar.planner.reference import undisturbed
+from minipar.planner.run_layouts import config_of, measure
 from minipar.planner.shapes import shape_of
 from minipar.training import Job
 from tests.planner.machines import MEASURED, PLAIN
@@ -60,8 +61,10 @@ def test_what_is_offered_runs(model: str) -> None:
     found = plan(subject.shape, PLAIN, 2, 8)
     configs = [config_of(config, c.layout) for c in found.candidates]
     runs = launch(lambda: measure(world(), configs, rounds=1, steps=1), 2)[0]
-    assert len(runs) == len(found.candidates) and all(run.seconds > 0 for run in runs)
-    for c, run in zip(found.candidates, runs):  # a pipeline's timeline has the actions that were planned
+    assert len(runs.layouts) == len(found.candidates) and all(run.seconds > 0 for run in runs.layouts)
+    assert runs.reference > 0
+    for c, run in zip(found.candidates, runs.layouts):  # a pipeline's timeline has the actions that were planned
+        assert c.memory.total == pytest.approx(run.held, rel=0.10), c.layout
         assert (run.timeline is None) == (c.layout.pp == 1)
         if run.timeline is not None:
             assert run.timeline.sizes.stages == 2 and run.timeline.sizes.microbatches == c.layout.microbatches

@@ -81,6 +81,7 @@ class Executor:
             arrive: for what must be known of the whole (how long a sequence is that ranks hold parts of).
 
     Attributes:
+        watch: called after each computing action, while what is in flight lies in `live`; by default nothing.
         spans: the last step's actions with their times.
         peak_live: the largest number of microbatches in flight at once, over all steps.
     """
@@ -104,6 +105,7 @@ class Executor:
         self.actions: Sequence[Action] = complete[pp.rank]
         self.spans: list[Span] = []
         self.peak_live = 0
+        self.watch: Callable[[], None] = lambda: None
         self._shapes: dict[
             tuple[str, int], tuple[tuple[int, ...], Any]
         ] = {}  # of one sample, by message kind
@@ -215,6 +217,7 @@ class Executor:
         if self.declare is not None:
             self.pp.compute(self.declare(action))
         end = self.pp.now()
+        self.watch()
         self.spans.append(Span(action, start, end))
         add_span(ACTION, f"{action.kind}{action.microbatch}", start, end, stage=here)
 
