@@ -35,11 +35,21 @@ def test_of_gives_the_kernels_of_the_device():
 @pytest.mark.parametrize("shape", [(), (0, 4), (7, 3), (3, 70_001)])
 def test_gelu(dtype, form, shape):
     x, g = make(*shape, dtype=dtype, scale=3), make(*shape, dtype=dtype, seed=1)
-    check("gelu", x, approximate=form)
-    check("gelu_backward", g, x, approximate=form)
+    y = check("gelu", x, approximate=form)
+    check("gelu_backward", g, x, y, approximate=form)
     if len(shape) == 2:
-        check("gelu", x.T, approximate=form)
-        check("gelu_backward", g.T, x.T, approximate=form)
+        y = check("gelu", x.T, approximate=form)
+        check("gelu_backward", g.T, x.T, y, approximate=form)
+
+
+@EVERY_DTYPE
+@pytest.mark.parametrize("form", ["tanh", "none"])
+def test_gelu_far_out_and_near_zero(dtype, form):
+    """Where exp overflows, and where y / x says nothing: at zero and where numbers lose their precision."""
+    tiny = np.finfo(dtype).smallest_subnormal
+    x = np.array([0.0, -0.0, tiny, -tiny, 1e-3, -1e-3, 5, -5, 9.5, -9.5, 50, -50, 6e4, -6e4], dtype)
+    y = check("gelu", x, approximate=form)
+    check("gelu_backward", np.ones_like(x), x, y, approximate=form)
 
 
 @EVERY_DTYPE

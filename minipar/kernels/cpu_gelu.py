@@ -17,76 +17,75 @@ ERF_A = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)  # A
 
 
 def gelu(x: Array, approximate: str = "tanh") -> Array:
-    """See plain.gelu."""
+    """See plain.gelu.
+
+    The tanh form is computed as x / (1 + exp(-2u)), which is x · (1 + tanh(u)) / 2: NumPy's exp takes half the
+    time of its tanh.
+    """
     if x.dtype.itemsize == 2:
         return gelu(widen(x), approximate).astype(x.dtype)
     y = np.empty(x.shape, x.dtype)
     flat_x, flat_y, size = x.reshape(-1), y.reshape(-1), block_length(x.dtype, 3)
     scratch = np.empty((2, min(size, x.size)), x.dtype)
-    for span in blocks(x.size, size):
-        a, u = flat_x[span], flat_y[span]
-        if approximate == "none":
-            np.multiply(a, math.sqrt(0.5), out=u)
-            _erf_(u, *scratch[:, : len(u)])
-        else:
-            np.multiply(a, a, out=u)
-            _tanh_of_cubic(a, u, u)
-        u += 1  # y = a/2 · (1 + u)
-        u *= a
-        u *= 0.5
+    with np.errstate(over="ignore"):  # exp(-2u) is infinite where Φ is zero
+        for span in blocks(x.size, size):
+            a, u = flat_x[span], flat_y[span]
+            if approximate == "none":
+                np.multiply(a, math.sqrt(0.5), out=u)
+                _erf_(u, *scratch[:, : len(u)])
+                u += 1
+                u *= a
+                u *= 0.5
+            else:
+                np.multiply(a, a, out=u)
+                u *= -2 * GELU_A * GELU_B
+                u -= 2 * GELU_A
+                u *= a
+                np.exp(u, out=u)
+                u += 1
+                np.divide(a, u, out=u)
     return y
 
 
-def gelu_backward(g: Array, x: Array, approximate: str = "tanh") -> Array:
-    """See plain.gelu_backward. The slope is computed from x again: cheaper than keeping a second array."""
-    if x.dtype.itemsize == 2:
-        return gelu_backward(widen(g), widen(x), approximate).astype(x.dtype)
+def gelu_backward(g: Array, x: Array, y: Array, approximate: str = "tanh") -> Array:
+    """See plain.gelu_backward. Φ(x) is y / x, which is cheaper than an exponential function once more."""
+    if x.dtype.itemsize == 2:  # y was rounded, so that y / x is not Φ to float32's precision
+        wide = widen(x)
+        return gelu_backward(widen(g), wide, gelu(wide, approximate), approximate).astype(x.dtype)
     dx = np.empty(x.shape, x.dtype)
-    flat_g, flat_x, flat_dx = g.reshape(-1), x.reshape(-1), dx.reshape(-1)
-    size = block_length(x.dtype, 5)
+    flat_g, flat_x, flat_y, flat_dx = g.reshape(-1), x.reshape(-1), y.reshape(-1), dx.reshape(-1)
+    size = block_length(x.dtype, 6)
     scratch = np.empty((2, min(size, x.size)), x.dtype)
-    slope = _slope_exact if approximate == "none" else _slope_tanh
-    for span in blocks(x.size, size):
-        d = flat_dx[span]
-        slope(flat_x[span], d, *scratch[:, : len(d)])
-        d *= flat_g[span]
+    density = _density_exact if approximate == "none" else _density_tanh
+    with np.errstate(invalid="ignore"):  # 0 / 0, mended below
+        for span in blocks(x.size, size):
+            a, d = flat_x[span], flat_dx[span]
+            square, phi = scratch[:, : len(d)]
+            np.multiply(a, a, out=square)
+            np.divide(flat_y[span], a, out=phi)
+            if not square.min() > 0:  # so near to 0 that y / x is no more precise than either
+                np.copyto(phi, 0.5, where=square == 0)
+            density(a, square, phi, d)
+            d *= a
+            d += phi  # Φ(x) + x · Φ'(x)
+            d *= flat_g[span]
     return dx
 
 
-def _tanh_of_cubic(a: Array, square: Array, out: Array) -> None:
-    """out = tanh(A · (a + B · a³)), from a and a²."""
-    np.multiply(square, GELU_A * GELU_B, out=out)
-    out += GELU_A
-    out *= a
-    np.tanh(out, out=out)
+def _density_tanh(a: Array, square: Array, phi: Array, d: Array) -> None:
+    """d = Φ'(x) = Φ · (1 - Φ) · 2A · (1 + 3 · B · x²), as of any logistic function; takes `square` as scratch."""
+    np.subtract(1, phi, out=d)
+    d *= phi
+    square *= 6 * GELU_A * GELU_B
+    square += 2 * GELU_A
+    d *= square
 
 
-def _slope_tanh(a: Array, d: Array, t: Array, s: Array) -> None:
-    """d = (1 + t) · (1/2 + (1 - t) · a · A/2 · (1 + 3 · B · a²)), t the tanh; `s` is scratch."""
-    np.multiply(a, a, out=d)
-    _tanh_of_cubic(a, d, t)
-    d *= 1.5 * GELU_A * GELU_B
-    d += 0.5 * GELU_A
-    d *= a
-    np.subtract(1, t, out=s)
-    d *= s
-    d += 0.5
-    t += 1
-    d *= t
-
-
-def _slope_exact(a: Array, d: Array, t: Array, s: Array) -> None:
-    """d = (1 + erf(a / √2)) / 2 + a · exp(-a² / 2) / √(2π); `t` and `s` are scratch."""
-    np.multiply(a, math.sqrt(0.5), out=d)
-    _erf_(d, t, s)
-    d += 1
-    d *= 0.5
-    np.multiply(a, a, out=t)
-    t *= -0.5
-    np.exp(t, out=t)
-    t *= a
-    t *= 1 / math.sqrt(2.0 * math.pi)
-    d += t
+def _density_exact(a: Array, square: Array, phi: Array, d: Array) -> None:
+    """d = Φ'(x) = exp(-x² / 2) / √(2π)."""
+    np.multiply(square, -0.5, out=d)
+    np.exp(d, out=d)
+    d *= 1 / math.sqrt(2.0 * math.pi)
 
 
 def _erf_(z: Array, t: Array, s: Array) -> None:

@@ -88,8 +88,8 @@ def gelu(x: Array, approximate: str = "tanh") -> Array:
     return _like(y, x.dtype)
 
 
-def gelu_backward(g: Array, x: Array, approximate: str = "tanh") -> Array:
-    """dx = g · (Φ(x) + x · Φ'(x))."""
+def gelu_backward(g: Array, x: Array, y: Array, approximate: str = "tanh") -> Array:
+    """dx = g · (Φ(x) + x · Φ'(x)). `y` is gelu's result, for kernels that make use of it."""
     xp, w = array_module(x), widen(x)
     if approximate == "none":
         slope = 0.5 * (1 + _erf(w / math.sqrt(2.0))) + w * xp.exp(-0.5 * w * w) / math.sqrt(2.0 * math.pi)

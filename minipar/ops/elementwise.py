@@ -170,7 +170,8 @@ def gelu(x, approximate="tanh"):
         approximate: "tanh" (GPT-2's form) or "none" (x times the normal distribution function).
     """
     k = kernels.of(x)
-    return k.gelu(x, approximate), lambda g: k.gelu_backward(g, x, approximate)
+    y = k.gelu(x, approximate)
+    return y, lambda g: k.gelu_backward(g, x, y, approximate)
 
 
 def _shared(g: Array, a_wins: Any, a: Any, b: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minipar.kernels import plain
 from tests.kernel_checks import TOLERANCE, make
 
 Case = Callable[[str], tuple[list[Any], dict[str, Any], float]]
@@ -39,10 +40,15 @@ def norm_statistics(x: Any) -> tuple[Any, Any]:
     return mean, 1 / np.sqrt(wide.var(-1, keepdims=True) + wide.dtype.type(1e-5))
 
 
+def gelu_values(kind: Any, form: str) -> tuple[Any, Any]:
+    x = matrix(kind, scale=3)
+    return x, plain.gelu(x, form)
+
+
 for _form in ("tanh", "none"):
     case(f"gelu, {_form}")(lambda kind, form=_form: ([matrix(kind, scale=3)], {"approximate": form}))
     case(f"gelu_backward, {_form}")(
-        lambda kind, form=_form: ([matrix(kind, 1), matrix(kind, scale=3)], {"approximate": form})
+        lambda kind, form=_form: ([matrix(kind, 1), *gelu_values(kind, form)], {"approximate": form})
     )
 case("layer_norm")(
     lambda kind: ([matrix(kind) + kind(2), make(WIDTH, dtype=kind), make(WIDTH, dtype=kind, seed=1), 1e-5], {})
