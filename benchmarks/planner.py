@@ -4,7 +4,9 @@
     python benchmarks/planner.py --machine machine.json   # what minipar calibrate wrote on this machine today
     python benchmarks/planner.py --pictures docs          # draws the timelines, predicted above measured
 
-Two ranks. Part one: MLP, ConvNet and GPT, the best five layouts each; the median layout should be predicted
+Two ranks. A prediction is for the machine as it was when calibrated, times its pace at the moment, which a
+reference step tells that takes turns with the layouts; the error without that factor stands beside it. Part
+one: MLP, ConvNet and GPT, the best five layouts each; the median layout should be predicted
 within 15 % and each within 25 %, memory within 10 %, and the layout chosen be the fastest or within 5 % of it.
 Part two: the same GPT with a pipeline and with data parallelism behind a network of 1 ms and 100 MB/s, within
 15 %.
@@ -59,12 +61,13 @@ def planned(model: str, sizes: dict[str, Any], machine: Machine, pictures: Path 
     errors, memory = [], []
     for c, run in zip(chosen, runs):
         seconds = predict(subject.shape, machine.paced(pace), c.layout, sizes["batch"]).seconds
-        error = seconds / run.seconds - 1
+        error, unpaced = seconds / run.seconds - 1, c.step.seconds / run.seconds - 1
         errors.append(error)
         predicted, measured = seconds_text(seconds), seconds_text(run.seconds)
         memory.append(c.memory.total / run.held - 1)
         print(
             f"  {c.layout!s:<36} predicted {predicted:>8}  measured {measured:>8}  {100 * error:+6.1f} %"
+            f" (as calibrated {100 * unpaced:+4.0f} %)"
             f"   memory {bytes_text(c.memory.total):>8}  held {bytes_text(run.held):>8}  {100 * memory[-1]:+5.1f} %"
             f"{busy_text(run)}"
         )

@@ -10,6 +10,7 @@ the largest error of each fit.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import platform
 import time
@@ -24,14 +25,29 @@ from minipar.backend import float_dtype, keep_freed_memory
 from minipar.comm.interface import Communicator
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, Machine, Measured, Rate, Table
-from minipar.planner.measure_ops import REPEATS, kinds, measure_bandwidth, measure_kind, measure_updates
+from minipar.planner.measure_ops import (
+    REPEATS,
+    SPREAD,
+    kinds,
+    measure_bandwidth,
+    measure_kind,
+    measure_updates,
+)
 from minipar.planner.reference import SIZES as MODELS
-from minipar.planner.reference import TINY, Alone, Steps, agreed_median, reference_config, timed_steps
+from minipar.planner.reference import (
+    TINY,
+    Alone,
+    Steps,
+    agreed_median,
+    reference_config,
+    steps_in,
+    timed_steps,
+)
 from minipar.planner.step_time import predict
 
 SIZES = (8, 4096, 65_536, 524_288, 4_194_304)  # bytes of the whole vector
-TURNS = 5  # of whole steps
-ROUNDS = 20  # of which the quickest counts: both ranks have to be undisturbed at the same moment
+BUILDS, TURNS, TURN = 3, 4, 0.2  # of the jobs that take whole steps: how often made anew; seconds of a turn
+ROUNDS = 20  # of a collective
 OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
 
 Points = list[tuple[float, float]]
@@ -49,26 +65,28 @@ def fit_line(points: Sequence[tuple[float, float]]) -> tuple[float, float, float
 
 
 def measure_collective(comm: Communicator, operation: str, sizes: Sequence[int] = SIZES) -> Points:
-    """Return (bytes, seconds) of one operation on a communicator: the quickest repetition's slowest rank."""
+    """Return (bytes, seconds) of one operation on a communicator: the median round's slowest rank.
+
+    Each repetition takes other arrays, as training does: what one left in the caches is of no use to the next.
+    """
     points: Points = []
     for size in sizes:
-        n = max(size // 8, 1)
-        whole, part = np.ones(n), np.ones(max(n // comm.size, 1))
-        x = part if operation == "all_gather" else whole
+        n = max(size // (8 * (comm.size if operation == "all_gather" else 1)), 1)
+        arrays = itertools.cycle([np.ones(n) for _ in range(min(10, max(2, SPREAD // size)))])
         run: Callable[[Any], Any] = functools.partial(_ping_pong, comm)
         if operation != "send":
             run = getattr(comm, operation)
-        count = 10 if size <= 65_536 else 2
-        best = np.inf
+        count = 10 if size <= 65_536 else 4
+        seconds = []
         for _ in range(ROUNDS):
             comm.barrier()
             start = time.perf_counter()
             for _ in range(count):
-                run(x)
-            seconds = np.array([time.perf_counter() - start])
-            best = min(best, float(comm.all_reduce(seconds, op="max")[0]) / count)
-        moved = x.nbytes * (comm.size if operation == "all_gather" else 1)
-        points.append((float(moved), best / (2 if operation == "send" else 1)))
+                run(next(arrays))
+            slowest = comm.all_reduce(np.array([time.perf_counter() - start]), op="max")
+            seconds.append(float(slowest[0]) / count)
+        moved = 8 * n * (comm.size if operation == "all_gather" else 1)
+        points.append((float(moved), float(np.median(seconds)) / (2 if operation == "send" else 1)))
     return points
 
 
@@ -117,7 +135,8 @@ def measure_steps(comm: Communicator, machine: Machine, dtype: str) -> Measured:
     """Return the machine's measurements with what single operations do not tell: step, context, reference.
 
     A tiny MLP gives the seconds that belong to no operation. One small model of each kind then tells how much
-    longer its operations take within a step. They take turns, so that all see the same machine. Collective.
+    longer its operations take within a step. They take turns, so that all see the same machine, and are made
+    anew several times: where a job's arrays happen to lie in memory changes its speed by some 5 %. Collective.
     """
     measured = machine.measured
     assert measured is not None
@@ -126,13 +145,15 @@ def measure_steps(comm: Communicator, machine: Machine, dtype: str) -> Measured:
         replace(reference_config("mlp", dtype), **TINY),
         *(reference_config(model, dtype) for model in models),
     ]
-    jobs = [Alone(comm, config) for config in configs]
-    steps: list[Steps] = [[] for _ in jobs]
-    for _ in range(TURNS):
-        for k, (job, mine) in enumerate(zip(jobs, steps)):
-            mine += timed_steps(comm, job.run, 4 if k else 20)
-    for job in jobs:
-        job.run.close()
+    steps: list[Steps] = [[] for _ in configs]
+    for _ in range(BUILDS):
+        jobs = [Alone(comm, config) for config in configs]
+        counts = [steps_in(comm, job.run, TURN) for job in jobs]
+        for _ in range(TURNS):
+            for job, count, mine in zip(jobs, counts, steps):
+                mine += timed_steps(comm, job.run, count)
+        for job in jobs:
+            job.run.close()
     tiny, *seconds = [agreed_median(comm, mine)[0] for mine in steps]
     precision = PRECISIONS[dtype]
     fixed = max(

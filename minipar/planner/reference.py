@@ -33,6 +33,7 @@ TINY: dict[str, Any] = {
     "batch": 16,
 }  # where nothing but Python counts
 CALM = 0.02  # of a step
+ENDLESS = 10**9  # steps of a job that is told when it is enough
 
 Steps = list[tuple[float, float]]
 
@@ -40,7 +41,7 @@ Steps = list[tuple[float, float]]
 def reference_config(model: str, dtype: str) -> TrainConfig:
     """Return the settings of a kind of model's reference step; a name without one gets the MLP's."""
     kind = model if model in SIZES else "mlp"
-    return TrainConfig(model=kind, steps=10**9, dtype=dtype, device="cpu", **SIZES[kind]).resolved()
+    return TrainConfig(model=kind, steps=ENDLESS, dtype=dtype, device="cpu", **SIZES[kind]).resolved()
 
 
 class Alone:
@@ -78,6 +79,12 @@ def timed_steps(comm: Communicator, run: Iterator[StepRecord], steps: int) -> St
         next(run)
         found.append((time.perf_counter() - start, in_line() - waited))
     return found
+
+
+def steps_in(comm: Communicator, run: Iterator[StepRecord], seconds: float) -> int:
+    """Return how many steps take about so long, the same number on every rank. Takes two of them. Collective."""
+    found = [taken for taken, _ in timed_steps(comm, run, 2)]
+    return max(1, round(seconds / float(comm.all_reduce(np.array([min(found)]), op="max")[0])))
 
 
 def agreed_median(comm: Communicator, steps: Steps) -> tuple[float, float]:

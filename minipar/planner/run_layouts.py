@@ -1,12 +1,13 @@
 """Run some layouts for a few steps each and say how long a step took: what predictions are held against.
 
-    runs = run_layouts(configs, ranks=2)         # starts one MPI job in which they take turns
+    runs = run_layouts(configs, ranks=2)         # starts MPI jobs in which they take turns
     runs.layouts[0].seconds, runs.reference
 
-The layouts and the reference step of their model (`planner.reference`) take turns, a few steps at a time, so
-that a machine that is slower for a while is slower for all; of each the median step counts. Where the system
-tells how long a process stood in line for a core, only steps in which no rank did so for long are looked at,
-and it is said if there were none.
+The layouts and the reference step of their model (`planner.reference`) take turns, a fraction of a second at
+a time, so that a machine that is slower for a while is slower for all; of each the median step counts. Where
+the system tells how long a process stood in line for a core, only steps in which no rank did so for long are
+looked at, and it is said if there were none. The whole is done several times over, since where a process's
+arrays happen to lie changes its speed by some 5 %.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -35,10 +37,18 @@ from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest
 from minipar.planner.layout import Layout, Precision
 from minipar.planner.machine import Machine
-from minipar.planner.reference import Alone, Steps, agreed_median, reference_config, timed_steps
+from minipar.planner.reference import (
+    ENDLESS,
+    Alone,
+    Steps,
+    agreed_median,
+    reference_config,
+    steps_in,
+    timed_steps,
+)
 from minipar.training import Job, load_data
 
-ROUNDS, STEPS = 6, 4
+JOBS, TURNS, TURN = 3, 8, 0.15  # one job after the other, turns in each, seconds of one
 LIMIT = 600.0  # seconds after which the job is killed
 
 
@@ -94,21 +104,25 @@ class Runs:
 
 
 def measure(
-    comm: Communicator, configs: Sequence[TrainConfig], rounds: int = ROUNDS, steps: int = STEPS
+    comm: Communicator, configs: Sequence[TrainConfig], turns: int = TURNS, turn: float = TURN
 ) -> Runs:
-    """Run the layouts on the ranks of `comm`, each of which calls it with the same settings. Collective."""
+    """Run the layouts on the ranks of `comm`, each of which calls it with the same settings. Collective.
+
+    Args:
+        turns: how often each is run. turn: seconds that it may take each time, or one step if that is longer.
+    """
     keep_freed_memory()
-    enough = rounds * steps + 2
     data = load_data(configs[0].resolved())
-    jobs = [Job(replace(c, steps=enough).resolved(), comm, data) for c in configs]
+    jobs = [Job(replace(c, steps=ENDLESS).resolved(), comm, data) for c in configs]
     runs: list[Any] = [job.train() for job in jobs]
     for run in runs:
         next(run)  # the first step makes the optimizer's state
     runs.append(Alone(comm, reference_config(configs[0].model, str(configs[0].dtype))).run)
+    counts = [steps_in(comm, run, turn) for run in runs]
     found: list[Steps] = [[] for _ in runs]
-    for _ in range(rounds):
-        for run, mine in zip(runs, found):
-            mine += timed_steps(comm, run, steps)
+    for _ in range(turns):
+        for run, count, mine in zip(runs, counts, found):
+            mine += timed_steps(comm, run, count)
     for run in runs:
         run.close()
     *medians, reference = [agreed_median(comm, mine) for mine in found]
@@ -136,10 +150,9 @@ def _timeline(job: Job) -> Timeline | None:
 
 
 def run_layouts(
-    configs: Sequence[TrainConfig], ranks: int, latency: str | None = None, bandwidth: str | None = None,
-    rounds: int = ROUNDS, steps: int = STEPS,
-) -> Runs:  # fmt: skip
-    """Measure layouts in an MPI job on this machine.
+    configs: Sequence[TrainConfig], ranks: int, latency: str | None = None, bandwidth: str | None = None
+) -> Runs:
+    """Measure layouts in MPI jobs on this machine.
 
     Args:
         latency, bandwidth: of an imitated network, as `minipar run` takes them.
@@ -147,9 +160,27 @@ def run_layouts(
     Raises:
         CommunicationError: the job failed; it has said why.
     """
+    return middle([_one_job(configs, ranks, latency, bandwidth) for _ in range(JOBS)])
+
+
+def middle(found: Sequence[Runs]) -> Runs:
+    """Return the median of several jobs' runs; memory and timelines are the last one's."""
+    layouts = [
+        replace(
+            same[-1],
+            seconds=statistics.median(ran.seconds for ran in same),
+            disturbed=max(ran.disturbed for ran in same),
+        )
+        for same in zip(*(runs.layouts for runs in found))
+    ]
+    reference = statistics.median(runs.reference for runs in found)
+    return Runs(layouts, reference, max(runs.disturbed for runs in found))
+
+
+def _one_job(configs: Sequence[TrainConfig], ranks: int, latency: str | None, bandwidth: str | None) -> Runs:
     with tempfile.TemporaryDirectory() as folder:
         task, result = Path(folder) / "task.json", Path(folder) / "runs.pickle"
-        what: dict[str, Any] = {"configs": [c.to_dict() for c in configs], "rounds": rounds, "steps": steps}
+        what = [c.to_dict() for c in configs]
         task.write_text(json.dumps(what))
         env = {**os.environ, **network_environment(latency, bandwidth)}
         command = [sys.executable, "-m", "minipar.planner.run_layouts", str(task), str(result)]
@@ -164,7 +195,7 @@ def main(task: str, result: str) -> None:
     """What each rank of that job does."""
     what = json.loads(Path(task).read_text())
     comm = world()
-    runs = measure(comm, [TrainConfig(**c) for c in what["configs"]], what["rounds"], what["steps"])
+    runs = measure(comm, [TrainConfig(**c) for c in what])
     if comm.rank == 0:
         Path(result).write_bytes(pickle.dumps(runs))
 

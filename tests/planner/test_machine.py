@@ -20,7 +20,7 @@ from minipar.planner.layout import Layout
 from minipar.planner.machine import Machine, Measured, read_machine, write_machine
 from minipar.planner.measure_ops import Kind, kinds, measure_kind, measure_updates
 from minipar.planner.presets import GPUS, NETWORKS, preset
-from minipar.planner.run_layouts import Runs
+from minipar.planner.run_layouts import Ran, Runs, middle
 from minipar.planner.shapes import shape_of
 from minipar.planner.step_time import predict
 from tests.planner.machines import FLAT, MEASURED, PLAIN
@@ -212,6 +212,17 @@ def test_at_half_the_pace_a_step_takes_twice_as_long(machine: Machine, layout: L
     shape = shape_of("gpt", GPTConfig(96, 16, 32, 2, 4))
     once, twice = (predict(shape, m, layout, 8).seconds for m in (machine, machine.paced(2.0)))
     assert twice == pytest.approx(2 * once, rel=1e-9)
+
+
+def test_of_several_jobs_the_middle_counts() -> None:
+    jobs = [
+        Runs([Ran(a, held=1.0, disturbed=d), Ran(b, held=2.0)], reference=c, disturbed=d)
+        for a, b, c, d in ((0.1, 9.0, 3.0, 0.0), (0.3, 7.0, 1.0, 0.5), (0.2, 8.0, 2.0, 0.1))
+    ]
+    found = middle(jobs)
+    assert [ran.seconds for ran in found.layouts] == [0.2, 8.0] and found.reference == 2.0
+    assert [ran.disturbed for ran in found.layouts] == [0.5, 0.0] and found.disturbed == 0.5
+    assert [ran.held for ran in found.layouts] == [1.0, 2.0]
 
 
 def test_the_pace_of_an_imitated_network_stays() -> None:

@@ -60,7 +60,7 @@ def test_what_is_offered_runs(model: str) -> None:
     subject = subject_of(model, {**sizes[model], "batch": 8})
     found = plan(subject.shape, PLAIN, 2, 8)
     configs = [config_of(config, c.layout) for c in found.candidates]
-    runs = launch(lambda: measure(world(), configs, rounds=1, steps=1), 2)[0]
+    runs = launch(lambda: measure(world(), configs, turns=1, turn=0), 2)[0]
     assert len(runs.layouts) == len(found.candidates) and all(run.seconds > 0 for run in runs.layouts)
     assert runs.reference > 0
     for c, run in zip(found.candidates, runs.layouts):  # a pipeline's timeline has the actions that were planned
