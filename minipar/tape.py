@@ -42,8 +42,9 @@ class Node:
         edges: one (node, output index) per input, None where no gradient is wanted.
         dtypes: the dtype of each output; gradients are brought to it.
         fresh: whether every array that the vjp returns is memory that nobody else holds.
-        grads: the gradient received so far for each output.
-        owned: whether the tape may add to that gradient in place.
+        grads: the gradient received so far for each output; None before the first, as most nodes are waiting
+            for theirs most of the time.
+        owned: bit i says that the tape may add to the gradient of output i in place.
         pending: whether the node waits on the heap of a backward run.
     """
 
@@ -66,8 +67,8 @@ class Node:
         self.dtypes = dtypes
         self.fresh = fresh
         self.pending = False
-        self.grads: list[Array | None] = [None] * len(dtypes)
-        self.owned = [False] * len(dtypes)
+        self.grads: list[Array | None] | None = None
+        self.owned = 0
 
     def check(self) -> None:
         """Raise if this node cannot take a gradient; called before its first one when it has no vjp."""
@@ -80,18 +81,22 @@ class Node:
         dtype = self.dtypes[index]
         if g.dtype is not dtype and g.dtype != dtype:
             g, owned = g.astype(dtype), True
+        if self.grads is None:
+            self.grads, self.owned = [None] * len(self.dtypes), 0
         present = self.grads[index]
         if present is None:
-            self.grads[index], self.owned[index] = g, owned
+            self.grads[index] = g
+            self.owned |= owned << index
             return
-        if self.owned[index]:
+        if self.owned >> index & 1:
             present += g
         elif owned:
             g += present
             present = g
         else:
             present = present + g
-        self.grads[index], self.owned[index] = present, True
+        self.grads[index] = present
+        self.owned |= 1 << index
 
 
 class Leaf(Node):
@@ -122,18 +127,18 @@ class Leaf(Node):
 
     def finish(self) -> None:
         """Move the gradient into the tensor's `.grad` and call its hooks."""
-        tensor, g = self.tensor, self.grads[0]
-        if g is not None:
+        tensor, grads = self.tensor, self.grads
+        if grads is not None and (g := grads[0]) is not None:
             if tensor.grad is not None:
                 tensor.grad += g
             elif tensor.grad_buffer is not None:
                 tensor.grad_buffer[...] = g
                 tensor.grad = tensor.grad_buffer
-            elif self.owned[0] and not isinstance(g, np.generic):  # a 0-d result may have become a scalar
+            elif self.owned and not isinstance(g, np.generic):  # a 0-d result may have become a scalar
                 tensor.grad = g
             else:
                 tensor.grad = array_module(g).array(g)
-            self.grads[0] = None
+            self.grads = None
         for hook in tuple(tensor.hooks):
             hook(tensor)
 
@@ -169,7 +174,7 @@ class Backward:
         finally:
             _running.reset(token)
             for _, node in self.heap:  # only after an exception: leave no half-filled gradients behind
-                node.pending, node.grads = False, [None] * len(node.dtypes)
+                node.pending, node.grads = False, None
 
     def push(self, edge: Edge, g: Array, owned: bool = False) -> None:
         """Hand gradient `g` to a node and put it on the heap if this is its first."""
@@ -192,7 +197,7 @@ class Backward:
                     node.finish()
                 continue
             vjp, edges, grads, fresh = node.vjp, node.edges, node.grads, node.fresh
-            node.vjp, node.edges, node.grads = None, (), []
+            node.vjp, node.edges, node.grads = None, (), None
             result = vjp(grads[0] if len(grads) == 1 else grads)
             del vjp, grads  # what the closure saved is freed before the next node runs
             if type(result) is not tuple:

@@ -131,7 +131,8 @@ class Member:
         """Return `x` if it is a C-contiguous array, a contiguous copy if that will do."""
         if type(x) is not np.ndarray and not is_gpu_array(x) and not isinstance(x, np.ndarray):
             raise UsageError(f"{operation} needs a NumPy or CuPy array, not {type(x).__name__}")
-        if x.dtype.hasobject or not x.dtype.isnative:
+        dtype = x.dtype
+        if dtype.hasobject or not dtype.isnative:
             raise UsageError(f"{operation}: dtype {x.dtype} cannot be communicated; use a plain native dtype")
         if x.flags.c_contiguous:
             return x
