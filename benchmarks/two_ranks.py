@@ -70,7 +70,7 @@ def exposed(work: str, ours: Result) -> list[Line]:
     transfer, others = ours.told["transfer"], ours.told["others"]
     told = f"transfer {transfer:.1%} + waiting for the other rank {others:.1%} of the step"
     memory = f"; {ours.peak_mb:.0f} MiB a rank"
-    milliseconds, name = ours.seconds * 1e3, "step without"
+    milliseconds, name = ours.seconds * 1e3, "the rest of the step"
     return [
         Line(f"{work}, transfer", milliseconds, "ms", None, name, 1 - transfer, 1 - EXPOSED, told + memory),
         Line(f"{work}, transfer and waiting", milliseconds, "ms", None, name, 1 - transfer - others, None, told),
