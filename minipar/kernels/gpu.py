@@ -287,9 +287,14 @@ def adam_step_(
     step: int,
     decoupled: bool,
 ) -> None:
-    """See plain.adam_step_. One pass: everything is read once and written once."""
+    """See plain.adam_step_. One pass: everything is read once and written once.
+
+    `lr` and `step` may be scalar arrays on the GPU, from which the numbers below are then computed there: so a
+    captured graph counts its own steps.
+    """
     shrink = 1 - lr * weight_decay if decoupled else 1.0
     decay = 0.0 if decoupled else weight_decay
-    root_correction, step_size = math.sqrt(1 - beta2**step), lr / (1 - beta1**step)
-    numbers = 1 - beta1, beta2, eps, decay, shrink, root_correction, step_size
-    _run("adam", p, p, g, m, v, *numbers, p, m, v)
+    root_correction, step_size = (1 - beta2**step) ** 0.5, lr / (1 - beta1**step)
+    work = work_dtype(p.dtype)  # a kernel takes arrays of just the dtype that it names, and any number
+    varying = [x.astype(work) if hasattr(x, "dtype") else x for x in (shrink, root_correction, step_size)]
+    _run("adam", p, p, g, m, v, 1 - beta1, beta2, eps, decay, *varying, p, m, v)
