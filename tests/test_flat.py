@@ -131,7 +131,7 @@ def test_in_a_captured_graph_versions_are_counted_at_each_replay() -> None:
 
 
 def test_a_captured_graph_has_its_own_copies_of_weights() -> None:
-    """With those made before, replays would go on with the weights as they were; the graph's own mean nothing outside."""
+    """With earlier ones replays would go on with the weights as they were; its own mean nothing outside."""
     layer, casting = Linear(2, 3).materialize(seed=0), autocast("float16")
     x = Tensor(np.ones((4, 2), np.float32))
     made: list[Any] = []
