@@ -200,10 +200,10 @@ def has_torch() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def facts(cupy: Any) -> dict[str, Any]:
-    """Return what the machine and its card are."""
-    runtime = cupy.cuda.runtime
-    return machine.facts() | {
+def card() -> dict[str, Any]:
+    """Return what the card is, and the versions of its driver and of CUDA."""
+    runtime = gpu().cuda.runtime
+    return {
         "gpu": runtime.getDeviceProperties(0)["name"].decode(),
         "cuda": runtime.runtimeGetVersion(),
         "driver": runtime.driverGetVersion(),
@@ -219,7 +219,7 @@ def main() -> None:
     except Missing as why:
         print(f"skipped: {why}")
         return
-    about = facts(gpu())
+    about = machine.facts() | card()
     print(f"{about['date']}, {about['gpu']}, CUDA {about['cuda']}\n{show(lines)}")
     if not options.quick:
         file = HERE / "results" / f"{about['date'][:10]}-gpu.json"

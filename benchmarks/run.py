@@ -66,6 +66,8 @@ def main() -> int:
     for group in groups:
         start = time.monotonic()
         tables[group], failure = run_group(group, options.quick, out)
+        if group == "gpu" and tables[group][0].ours is not None:
+            about |= importlib.import_module("gpu").card()
         failed += [group] if failure else []
         about["load_after"] = list(os.getloadavg())
         print(f"\n{group} ({time.monotonic() - start:.0f} s)\n{show(tables[group])}", flush=True)
