@@ -295,6 +295,7 @@ def adam_step_(
     shrink = 1 - lr * weight_decay if decoupled else 1.0
     decay = 0.0 if decoupled else weight_decay
     root_correction, step_size = (1 - beta2**step) ** 0.5, lr / (1 - beta1**step)
+    varying: list[Any] = [shrink, root_correction, step_size]
     work = work_dtype(p.dtype)  # a kernel takes arrays of just the dtype that it names, and any number
-    varying = [x.astype(work) if hasattr(x, "dtype") else x for x in (shrink, root_correction, step_size)]
+    varying = [x.astype(work) if hasattr(x, "dtype") else x for x in varying]
     _run("adam", p, p, g, m, v, 1 - beta1, beta2, eps, decay, *varying, p, m, v)

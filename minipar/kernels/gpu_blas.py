@@ -34,7 +34,7 @@ DEFAULT_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 DTYPES = {"e": CUDA_R_16F, "f": CUDA_R_32F, "d": CUDA_R_64F}
 
 INT, LONG, POINTER = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
-SIGNATURE = [
+SIGNATURE: list[Any] = [
     POINTER, INT, INT, INT, INT, INT,  # handle, transa, transb, m, n, k
     POINTER, POINTER, INT, INT, LONG,  # alpha, A, its type, leading dimension and stride from matrix to matrix
     POINTER, INT, INT, LONG,  # B
