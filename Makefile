@@ -3,8 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # How many test files run side by side; each starts ranks of its own.
 WORKERS ?= 2
+# CUDA's version, 12 or 13, and whether there is a card at all: without one nothing is installed for it.
+CUDA ?= 12
+CARD := $(shell command -v nvidia-smi)
 
-.PHONY: train test lessons check-lessons check-faults parity lint types mutations benchmark clean
+.PHONY: train test lessons check-lessons check-faults parity lint types mutations benchmark gpu clean
 
 train: .venv/installed
 	$(BIN)/minipar run -n 2 --timeout 600 train gpt --data docs --out runs/gpt
@@ -23,7 +26,7 @@ check-faults: .venv/installed-test
 	$(BIN)/python -m pytest -m faults tests/faults
 
 parity: .venv/installed-parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -m 'parity or benchmarks'
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -36,6 +39,10 @@ mutations: .venv/installed-test
 
 benchmark: .venv/installed-parity
 	$(BIN)/python benchmarks/gpt_step.py
+
+gpu: $(if $(CARD),.venv/installed-gpu,.venv/installed-test)
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache
@@ -57,5 +64,9 @@ clean:
 	touch $@ .venv/installed
 
 .venv/installed-parity: .venv/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'autograd>=1.7'
+	touch $@
+
+.venv/installed-gpu: .venv/installed-parity
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[cuda$(CUDA)]'
 	touch $@

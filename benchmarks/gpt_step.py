@@ -32,6 +32,9 @@ def main() -> None:
     for ranks in [args.ranks] if args.ranks else [1, 2]:
         programs = [Program("minipar", "steps:ours", size, ranks), Program("torch", "steps:torchs", size, ranks)]
         ours, peer = take_turns(programs, args.rounds)
+        if peer.absent is not None:
+            print(f"{ranks:>5}  {ours.seconds * 1e3:>10.0f}  {peer.absent}; minipar {ours.peak_mb:.0f} MiB")
+            continue
         print(
             f"{ranks:>5}  {ours.seconds * 1e3:>10.0f}  {peer.seconds * 1e3:>10.0f}"
             f"  {peer.seconds / ours.seconds:>16.2f}  {ours.peak_mb:>11.0f}  {peer.peak_mb:>11.0f}"

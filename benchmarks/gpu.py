@@ -3,9 +3,11 @@
     python benchmarks/gpu.py            # needs CuPy and a GPU; PyTorch with CUDA for the comparison
     python benchmarks/gpu.py --quick    # a small model: does everything run?
 
-124 M parameters, sequence 1024, batch 8; forward, backward and AdamW, medians of steps that take turns. The peer's
-attention is PyTorch's own formula (math), and its flash attention beside it. The rate is given as a share of a matrix
-product's, measured in the same precision. Results go to benchmarks/results/ with date, card and versions.
+124 M parameters, sequence 1024, batch 8; forward, backward and AdamW over flat buffers, medians of steps that take
+turns; "captured" is all of that as one CUDA graph. The peer's attention is PyTorch's own formula (math), and its flash
+attention beside it. The rate is given as a share of a matrix product's, measured in the same precision. How often a
+step makes the host wait for the GPU is counted. Results go to benchmarks/results/ with date, card and versions.
+Without a GPU it says so, and that is no failure.
 
 This has not been run on a GPU yet.
 """
@@ -23,13 +25,16 @@ from typing import Any
 
 import machine
 import numpy as np
+from peers import Missing
 from table import Line, faster, show
 from turns import HERE
+from waits import Waits
 
 VOCAB = 50257
 SIZE = {"tokens": 1024, "width": 768, "layers": 12, "heads": 12, "batch": 8}
 SMALL = {"tokens": 128, "width": 128, "layers": 2, "heads": 4, "batch": 2}
 WANTED = {"tf32": 0.9, "fp16": 0.8}
+SCALE = 1024.0  # of the loss in float16, fixed, so that nobody has to look at the gradients
 Step = Callable[[], None]
 
 
@@ -44,40 +49,34 @@ def tokens(s: dict[str, int]) -> np.ndarray:
 
 
 def ours(s: dict[str, int], precision: str, captured: bool) -> Step:
-    """minipar's step; `captured`: forward and backward as one CUDA graph, AdamW after it."""
+    """minipar's step; `captured`: forward, backward and AdamW as one CUDA graph."""
     from minipar import optim
     from minipar.amp import autocast
     from minipar.backend import to_device
+    from minipar.flat import FlatTensor
     from minipar.kernels.gpu_graph import CapturedStep
     from minipar.models import GPT, GPTConfig
 
     config = GPTConfig(VOCAB, s["tokens"], s["width"], s["layers"], s["heads"])
     model = GPT(config).materialize(seed=0, dtype="float32", device="cuda")
-    optimizer = optim.AdamW(model.parameters(), lr=1e-4)
+    weights = FlatTensor(model.parameters())
+    optimizer = optim.AdamW([weights], lr=1e-4, capturable=captured)
     ids = to_device(tokens(s), "cuda")
     x, y = ids[:, :-1].copy(), ids[:, 1:].copy()
-    scale = 1024.0 if precision == "fp16" else 1.0
-    casting = autocast("float16") if precision == "fp16" else contextlib.nullcontext()
-
-    def gradients() -> None:
-        model.zero_grad()
-        with casting:
-            (model.loss(model(x), y) / (y.size / scale)).backward()
-
-    graph = CapturedStep(gradients) if captured else None
+    half = precision == "fp16"
+    scale = SCALE if half else 1.0
 
     def step() -> None:
-        if graph is None:
-            gradients()
-        else:
-            graph()
-            graph.synchronize()
-        if scale != 1.0:
-            for p in model.parameters():
-                p.grad /= scale
+        model.zero_grad()
+        with autocast("float16") if half else contextlib.nullcontext():
+            loss = model.loss(model(x), y) / (y.size / scale)
+        loss.backward()
+        if half:
+            gradient = weights.grad
+            gradient *= np.float32(1 / scale)
         optimizer.step()
 
-    return step
+    return CapturedStep(step) if captured else step
 
 
 def torchs(s: dict[str, int], precision: str, flash: bool) -> Step:
@@ -122,21 +121,38 @@ def medians(steps: dict[str, Step], wait: Callable[[], Any], rounds: int) -> dic
 
 def matmul_rate(cupy: Any, dtype: str, size: int) -> float:
     """Return operations a second of a square matrix product on the GPU."""
+    from minipar.kernels import gpu_blas
+
     a = cupy.ones((size, size), dtype)
     wait = cupy.cuda.get_current_stream().synchronize
 
     def run() -> None:
-        a @ a
+        gpu_blas.matmul(a, a)
         wait()
 
     return 2 * size**3 / machine.median_seconds(run)
 
 
-def measure(cupy: Any, quick: bool) -> list[Line]:
-    """Return the lines of both precisions."""
+def waited(cupy: Any, work: str, step: Step) -> Line:
+    """Return the line of how often a step makes the host wait: wanted is never."""
+    with Waits(cupy) as waits:
+        step()
+    told = f"by call: {waits}"
+    return Line(f"{work}, waits of the host", waits.total, "a step", 0, "none", float(waits.total == 0), 1.0, told)
+
+
+def measure(quick: bool) -> list[Line]:
+    """Return the lines of both precisions.
+
+    Raises:
+        Missing: there is no CuPy or no GPU here.
+    """
+    os.environ["CUPY_TF32"] = "1"  # read by CuPy at its first product in float32, and by minipar's at each
+    cupy = gpu()
     s, lines = (SMALL if quick else SIZE), []
     with_torch = has_torch()
     for precision, wanted in WANTED.items():
+        work = f"GPT-2 small step, {precision}"
         steps = {"ours": ours(s, precision, captured=False), "graph": ours(s, precision, captured=True)}
         if with_torch:
             steps["torch"] = torchs(s, precision, flash=False)
@@ -144,20 +160,36 @@ def measure(cupy: Any, quick: bool) -> list[Line]:
                 steps["flash"] = torchs(s, precision, flash=True)
         seconds = medians(steps, cupy.cuda.Device().synchronize, 3 if quick else 15)
         rate = matmul_rate(cupy, "float16" if precision == "fp16" else "float32", 1024 if quick else 8192)
-        work = f"GPT-2 small step, {precision}"
         for name in ("ours", "graph"):
             reached = flops(s) / seconds[name]
             how = work + (", captured" if name == "graph" else "")
-            note = f"{reached / rate:.0%} of {rate / 1e12:.0f} TFLOP/s"
+            note = f"{reached / rate:.0%} of the {rate / 1e12:.0f} TFLOP/s that a product reaches here"
             if with_torch:
                 lines.append(faster(how, seconds[name], seconds["torch"], "PyTorch eager, math", wanted, note))
             else:
-                lines.append(Line(how, seconds[name] * 1e3, "ms", note=note))
+                note += "; PyTorch with CUDA is not installed"
+                lines.append(Line(how, seconds[name] * 1e3, "ms", None, "PyTorch eager, math", None, wanted, note))
         if "flash" in seconds:
             lines.append(faster(work, seconds["ours"], seconds["flash"], "PyTorch eager, flash", None))
+        lines.append(waited(cupy, work, steps["ours"]))
         steps.clear()
         cupy.get_default_memory_pool().free_all_blocks()
     return lines
+
+
+def gpu() -> Any:
+    """Return CuPy where there is a GPU.
+
+    Raises:
+        Missing: CuPy or a GPU is not here.
+    """
+    from minipar.backend import device_module
+    from minipar.errors import UsageError
+
+    try:
+        return device_module("cuda")
+    except UsageError as error:
+        raise Missing(str(error)) from None
 
 
 def has_torch() -> bool:
@@ -168,22 +200,26 @@ def has_torch() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def card() -> dict[str, Any]:
+    """Return what the card is, and the versions of its driver and of CUDA."""
+    runtime = gpu().cuda.runtime
+    return {
+        "gpu": runtime.getDeviceProperties(0)["name"].decode(),
+        "cuda": runtime.runtimeGetVersion(),
+        "driver": runtime.driverGetVersion(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model, few steps")
     options = parser.parse_args()
-    os.environ["CUPY_TF32"] = "1"  # read by CuPy at its first product in float32
-    from minipar.backend import device_module
-    from minipar.errors import UsageError
-
     try:
-        cupy: Any = device_module("cuda")
-    except UsageError as error:
-        raise SystemExit(f"no measurement: {error}") from None
-    about = machine.facts()
-    about["gpu"] = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    about["cuda"] = cupy.cuda.runtime.runtimeGetVersion()
-    lines = measure(cupy, options.quick)
+        lines = measure(options.quick)
+    except Missing as why:
+        print(f"skipped: {why}")
+        return
+    about = machine.facts() | card()
     print(f"{about['date']}, {about['gpu']}, CUDA {about['cuda']}\n{show(lines)}")
     if not options.quick:
         file = HERE / "results" / f"{about['date'][:10]}-gpu.json"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from machine import median_seconds
+from peers import HOW, missing
 from table import Line
 
 NODES = (10_000, 100_000)
@@ -74,17 +75,15 @@ def backward_seconds(nodes: int) -> float:
 def measure(quick: bool) -> list[Line]:
     """Return the lines of the tape."""
     nodes = 100 if quick else 10_000
-    peers: dict[str, Callable[[int], float]] = {"PyTorch": torchs, "HIPS autograd": hips}
-    lines = []
-    for name, peer in peers.items():
-        try:
+    peers: dict[str, Callable[[int], float]] = {"torch": torchs, "autograd": hips}
+    work, lines = "an operation on 4 numbers, forward and backward", []
+    for package, peer in peers.items():
+        mine, why = ours(nodes), missing(package)
+        if why is None:
             theirs = peer(nodes)
-        except ImportError:
-            continue
-        mine = ours(nodes)
-        lines.append(
-            Line("an operation on 4 numbers, forward and backward", mine * 1e6, "µs", theirs * 1e6, name, theirs / mine)
-        )
+            lines.append(Line(work, mine * 1e6, "µs", theirs * 1e6, HOW[package], theirs / mine))
+        else:
+            lines.append(Line(work, mine * 1e6, "µs", None, HOW[package], note=why))
     small, large = (n // 100 if quick else n for n in NODES)
     seconds = {n: backward_seconds(n) for n in (small, large)}
     growth = seconds[large] / seconds[small] / (large / small)

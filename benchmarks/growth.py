@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from machine import cores
 from table import Line
 from turns import Program, take_turns
 
@@ -19,7 +20,7 @@ AXES = {
     "width": (64, 128, 256, 512),
     "tokens": (32, 64, 128, 256, 512),
     "batch": (2, 4, 8, 16, 32),
-    "ranks": (1, 2),
+    "ranks": (1, 2, 4),  # that share the batch, as far as there are cores
 }
 
 
@@ -33,9 +34,11 @@ def measure(quick: bool, picture: Path | None = None) -> list[Line]:
     curves: dict[str, tuple[list[int], list[float]]] = {}
     for axis, values in AXES.items():
         values = values[:2] if quick else values
-        programs = [Program("minipar", "steps:ours", BASE | {axis: v}) for v in values]
         if axis == "ranks":
+            values = tuple(v for v in values if v <= max(2, cores()))
             programs = [Program("minipar", "steps:ours", BASE, ranks=v) for v in values]
+        else:
+            programs = [Program("minipar", "steps:ours", BASE | {axis: v}) for v in values]
         results = take_turns(programs, 1 if quick else 5)
         curves[axis] = list(values), [r.seconds for r in results]
     if picture is not None:

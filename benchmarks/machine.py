@@ -1,4 +1,7 @@
-"""What the machine is, and the limits that arithmetic and memory set: matrix products and copies."""
+"""What the machine is, and the limits that arithmetic and memory set: matrix products and copies.
+
+    python benchmarks/machine.py sgemm 1.0     # what `paired` starts: the rate of one process, told to begin
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,7 @@ def facts() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "blas": sorted(set(blas)),
@@ -38,6 +43,11 @@ def facts() -> dict[str, Any]:
         "commit": commit(),
         "load": list(os.getloadavg()),
     }
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
@@ -72,17 +82,83 @@ def median_seconds(run: Any, repeats: int = 15) -> float:
     return statistics.median(times)
 
 
-def sgemm_rate(size: int = 1024, repeats: int = 15) -> float:
-    """Return floating-point operations a second of a (size, size) float32 matrix product on one thread."""
+def products(size: int = 1024) -> tuple[Callable[[], Any], float]:
+    """Return a float32 matrix product of (size, size), and its floating-point operations."""
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((size, size), np.float32) for _ in range(2))
     out = np.empty_like(a)
-    with threadpool_limits(1, user_api="blas"):
-        return 2 * size**3 / median_seconds(lambda: np.matmul(a, b, out=out), repeats)
+    return lambda: np.matmul(a, b, out=out), 2.0 * size**3
 
 
-def copy_rate(megabytes: int = 64, repeats: int = 9) -> float:
-    """Return bytes copied a second, of an array too large for any cache."""
+def copies(megabytes: int = 64) -> tuple[Callable[[], Any], float]:
+    """Return a copy of an array too large for any cache, and its bytes."""
     a = np.ones(megabytes * 2**18, np.float32)
     b = np.empty_like(a)
-    return a.nbytes / median_seconds(lambda: np.copyto(b, a), repeats)
+    return lambda: np.copyto(b, a), float(a.nbytes)
+
+
+WORK = {"sgemm": products, "copy": copies}
+
+
+def sgemm_rate(repeats: int = 15) -> float:
+    """Return floating-point operations a second of `products` on one thread."""
+    run, amount = products()
+    with threadpool_limits(1, user_api="blas"):
+        return amount / median_seconds(run, repeats)
+
+
+def copy_rate(repeats: int = 9) -> float:
+    """Return bytes copied a second."""
+    run, amount = copies()
+    return amount / median_seconds(run, repeats)
+
+
+# Two processes at once --------------------------------------------------------------------------------
+
+
+def paired(work: str, seconds: float = 1.0, rounds: int = 3) -> float:
+    """Return how many times the rate of one process two reach that work at the same time, one thread each.
+
+    2 on two whole cores; less where they share execution units, caches, a power budget or the path to memory,
+    or where other programs want them as well. No two ranks scale better than this. Medians of turns.
+    """
+    alone, both = [], []
+    for _ in range(rounds):
+        alone += rates(work, seconds, 1)
+        both.append(sum(rates(work, seconds, 2)))
+    return statistics.median(both) / statistics.median(alone)
+
+
+def rates(work: str, seconds: float, processes: int) -> list[float]:
+    """Return the rate of each of some processes that work for the same `seconds`."""
+    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    command, pipe = [sys.executable, __file__, work, str(seconds)], subprocess.PIPE
+    jobs = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | one) for _ in range(processes)
+    ]
+    for job in jobs:
+        assert job.stdout is not None
+        if job.stdout.readline() != "ready\n":
+            raise RuntimeError(f"{' '.join(command)} ended early (exit code {job.wait()})")
+    for job in jobs:
+        assert job.stdin is not None
+        job.stdin.write("go\n")
+        job.stdin.flush()
+    return [float(job.communicate()[0]) for job in jobs]
+
+
+def serve(work: str, seconds: float) -> None:
+    """Get ready, wait for a word, work for `seconds`, and print the rate."""
+    run, amount = WORK[work]()
+    run()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        run()
+        done += 1
+    print(done * amount / (time.perf_counter() - start), flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], float(sys.argv[2]))

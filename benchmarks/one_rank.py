@@ -6,17 +6,18 @@ from dataclasses import dataclass
 
 from machine import sgemm_rate
 from steps import Size
-from table import Line, faster
-from turns import Program, take_turns
+from table import Line
+from turns import Program, beside, memory_beside, take_turns
 
 
 @dataclass(frozen=True)
 class Work:
-    """A model at a size, what is wanted of it, and how many steps make a turn."""
+    """A model at a size, what is wanted of its speed and memory, and how many steps make a turn."""
 
     name: str
     size: Size
     wanted: float
+    memory: float | None = 1.0  # of a convolution it is only reported: what is unfolded costs
     steps: int = 3
 
 
@@ -24,24 +25,26 @@ WORKS = (
     Work("GPT width 256", Size("gpt", 16, 256), 1.0),
     Work("GPT width 512", Size("gpt", 16, 512), 1.0, steps=1),
     Work("MLP 784-1024×6-10, batch 512", Size("mlp", 512, 1024, 7), 1.0),
-    Work("ConvNet 32×32×3, batch 64", Size("convnet", 64, 16, 3), 0.6),
+    Work("ConvNet 32×32×3, batch 64", Size("convnet", 64, 16, 3), 0.6, None),
     Work("MLP width 32, 6 layers, batch 32", Size("mlp", 32, 32, 6), 0.7, steps=200),
 )
 SGEMM_SHARE = 0.75  # of the measured rate, wanted of the GPT of width 512
 
 
 def measure(quick: bool) -> list[Line]:
-    """Return a line for each model; with `quick` the small ones, in few turns."""
+    """Return the lines of each model; with `quick` the small ones, in few turns."""
     lines = []
     for work in WORKS:
         if quick and work.size.width in (512, 1024):
             continue
-        size = vars(work.size)
+        size, peer_name = vars(work.size), "PyTorch eager"
         programs = [Program("minipar", "steps:ours", size), Program("torch", "steps:torchs", size)]
         rate = sgemm_rate()
         ours, peer = take_turns(programs, 1 if quick else 9, work.steps)
-        memory = f"{ours.peak_mb:.0f} | {peer.peak_mb:.0f} MiB"
-        lines.append(faster(work.name, ours.seconds, peer.seconds, "PyTorch eager", work.wanted, memory))
+        lines += [
+            beside(work.name, ours, peer, peer_name, work.wanted),
+            memory_beside(work.name, ours, peer, peer_name, work.memory),
+        ]
         if work.size.model == "gpt":
             rate = max(rate, sgemm_rate())
             reached = work.size.flops / ours.seconds

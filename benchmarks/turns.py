@@ -23,6 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peers import missing
+from table import Line, faster
+
 HERE = Path(__file__).parent
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -60,6 +63,11 @@ class Program:
     ranks: int = 1
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot run on this machine, None if it can."""
+        return missing("torch") if self.engine == "torch" else None
+
     def start(self, go: Path) -> subprocess.Popen[str]:
         script = [str(HERE / "turns.py"), self.factory, json.dumps(self.arguments)]
         command = [sys.executable, *script]
@@ -75,20 +83,59 @@ class Program:
 
 @dataclass
 class Result:
-    """Median seconds a step, every measured time, largest memory of rank 0 (MiB), and what the program told."""
+    """What a program gave.
+
+    Attributes:
+        seconds: the median of a step; nan where the program is absent.
+        times: of every step that counts.
+        peak_mb: the largest resident memory of rank 0, libraries included, in MiB.
+        told: what the program said about itself.
+        absent: why it did not run on this machine; None if it did.
+    """
 
     seconds: float
     times: list[float]
     peak_mb: float
     told: dict[str, Any]
+    absent: str | None = None
+
+
+def absent(reason: str) -> Result:
+    """Return the result of a program that cannot run here."""
+    return Result(float("nan"), [], float("nan"), {}, reason)
+
+
+def beside(work: str, ours: Result, peer: Result, name: str, wanted: float | None, note: str = "") -> Line:
+    """Return the line of our step beside the peer's; of ours alone, with the reason, where the peer is absent."""
+    if peer.absent is None:
+        return faster(work, ours.seconds, peer.seconds, name, wanted, note)
+    told = "; ".join(text for text in (note, peer.absent) if text)
+    return Line(work, ours.seconds * 1e3, "ms", None, name, None, wanted, told)
+
+
+def memory_beside(work: str, ours: Result, peer: Result, name: str, wanted: float | None) -> Line:
+    """Return the line of our peak memory beside the peer's: the ratio is how many times ours theirs is."""
+    work = f"{work}, peak memory"
+    if peer.absent is None:
+        note = "of the process, libraries included"
+        return Line(work, ours.peak_mb, "MiB", peer.peak_mb, name, peer.peak_mb / ours.peak_mb, wanted, note)
+    return Line(work, ours.peak_mb, "MiB", None, name, None, wanted, peer.absent)
 
 
 def take_turns(programs: Sequence[Program], rounds: int = 8, steps: int = 3) -> list[Result]:
     """Run the programs in turn, `steps` steps each time; the first round warms up and does not count.
 
+    A program whose peer is not installed is left out: its result says why.
+
     Raises:
-        SystemExit: a program ended early.
+        RuntimeError: a program ended early.
     """
+    reasons = [program.missing for program in programs]
+    here = iter(_take_turns([p for p, why in zip(programs, reasons) if why is None], rounds, steps))
+    return [next(here) if why is None else absent(why) for why in reasons]
+
+
+def _take_turns(programs: Sequence[Program], rounds: int, steps: int) -> list[Result]:
     times: list[list[float]] = [[] for _ in programs]
     answers: list[dict[str, Any]] = [{} for _ in programs]
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +150,7 @@ def take_turns(programs: Sequence[Program], rounds: int = 8, steps: int = 3) -> 
                     assert job.stdout is not None
                     line = job.stdout.readline()
                     if not line:
-                        raise SystemExit(f"{programs[i]} ended early (exit code {job.wait()})")
+                        raise RuntimeError(f"{programs[i]} ended early (exit code {job.wait()})")
                     answers[i] = json.loads(line)
                     times[i] += answers[i]["times"] if turn > 1 else []
         finally:

@@ -5,7 +5,7 @@ importing only from those above it in this list:
 
     0  backend, kernels, random, trace   where arrays live, fused loops, counter-based random numbers, spans
     1  tape, tensor, ops, gradcheck      reverse-mode differentiation and its primitives
-    2  nn, recompute, optim, amp, data, models
+    2  nn, recompute, optim, flat, amp, data, models
     3  comm, agreement                   communicators on threads and MPI, textbook collectives
     4  mesh, parallel, checkpoint        the kinds of parallelism, and `distribute`, which composes them
     5  config, plot, timeline, training, stopping, resume, runs, verification; traces, planner, grading, doctor

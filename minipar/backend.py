@@ -56,6 +56,14 @@ def synchronize(x: Any = None) -> None:
         sys.modules["cupy"].cuda.get_current_stream().synchronize()
 
 
+def summand(x: Any) -> Any:
+    """Return a one-element array's value to add up in float64: a Python number, or on a GPU a scalar array there.
+
+    So a sum over microbatches waits for the GPU when it is read (`float`), and not at every term.
+    """
+    return x.astype("float64") if is_gpu_array(x) else x.item()
+
+
 def to_host(x: Any) -> Array:
     """Return `x` as a NumPy array; a copy only when it lies on a GPU."""
     return sys.modules["cupy"].asnumpy(x) if is_gpu_array(x) else np.asarray(x)

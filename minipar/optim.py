@@ -13,6 +13,7 @@ from typing import Any
 from minipar import kernels
 from minipar.backend import Array, array_module, is_gpu_array, to_device, to_host
 from minipar.errors import UsageError
+from minipar.kernels.gpu_graph import capturing
 from minipar.tensor import Tensor
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -25,7 +26,12 @@ class Optimizer:
         params: tensors, or groups {"params": [...], "lr": …, "weight_decay": …} whose own values replace the
             defaults.
         defaults: the hyperparameters.
+
+    Attributes:
+        capturable: whether a step may be a part of a CUDA graph: what changes from step to step is on the GPU.
     """
+
+    capturable = False
 
     def __init__(self, params: Params, defaults: dict[str, Any]):
         entries: list[Any] = list(params)
@@ -62,14 +68,28 @@ class Optimizer:
             group["lr"] = lr
 
     def step(self) -> None:
-        """Update every parameter that has a gradient."""
-        index = 0
+        """Update every parameter that has a gradient.
+
+        Raises:
+            UsageError: a CUDA graph is being captured, in which this optimizer's numbers would stay what they are.
+        """
+        graph = capturing.get()
+        if graph is not None and not self.capturable:
+            raise UsageError(
+                f"{type(self).__name__}: in a captured graph the learning rate and the step count would stay what"
+                " they are: use AdamW(..., capturable=True), or take the step outside"
+            )
+        index, updated = 0, []
         for group in self.param_groups:
             for t in group["params"]:
-                if t.grad is not None:
-                    self.update(t, t.grad, self.state[index], group)
+                g = t.grad
+                if g is not None:
+                    self.update(t, g, self.state[index], group)
                     t.version += 1
+                    updated.append(t)
                 index += 1
+        if graph is not None:
+            graph.at_replay.append(lambda: _count_change(updated))
 
     def update(self, t: Tensor, g: Array, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Change one parameter in place."""
@@ -82,10 +102,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return state arrays (host copies) and counters by parameter position, and each group's options."""
-        state = {
-            i: {k: to_host(v).copy() if hasattr(v, "dtype") else v for k, v in entry.items()}
-            for i, entry in self.state.items()
-        }
+        state = {i: {k: _saved(k, v) for k, v in entry.items()} for i, entry in self.state.items()}
         options = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         return {"state": state, "groups": options}
 
@@ -124,6 +141,19 @@ class Optimizer:
             group.update(options)
 
 
+def _saved(key: str, value: Any) -> Any:
+    """Return an entry of the state as it is saved: a host copy; a count, wherever it is kept, as a number."""
+    if key == "step":
+        return int(value)
+    return to_host(value).copy() if hasattr(value, "dtype") else value
+
+
+def _count_change(tensors: list[Tensor]) -> None:
+    """Count that the values have changed, where a replayed graph has changed them."""
+    for t in tensors:
+        t.version += 1
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, dampening, Nesterov momentum and weight decay."""
 
@@ -157,7 +187,13 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015); `weight_decay` is added to the gradient (L2)."""
+    """Adam (Kingma and Ba 2015); `weight_decay` is added to the gradient (L2).
+
+    Args:
+        capturable: keep the step count, and by it the bias corrections, and the learning rate on the GPU, so that
+            the step can be captured (`CapturedStep`). Between replays change the rate by `set_lr`. That takes a few
+            small kernels a tensor: lay parameters flat (`FlatTensor`).
+    """
 
     decoupled = False
 
@@ -168,8 +204,11 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        capturable: bool = False,
     ):
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
+        self.capturable = capturable
+        self._rates: dict[int, Array] = {}  # learning rates on the device, by the group's identity
 
     def check(self, options: dict[str, Any]) -> None:
         super().check(options)
@@ -180,12 +219,30 @@ class Adam(Optimizer):
         if not state:
             xp = array_module(t.data)
             state.update(step=0, exp_avg=xp.zeros_like(t.data), exp_avg_sq=xp.zeros_like(t.data))
+        lr = self._on_device(t, state, group) if self.capturable else group["lr"]
         state["step"] += 1
+        step = state["step"]
+        if self.capturable and not is_gpu_array(t.data):  # the CPU's kernel computes with Python's numbers
+            lr, step = float(lr), int(step)
         beta1, beta2 = group["betas"]
         kernels.of(t.data).adam_step_(
             t.data, g, state["exp_avg"], state["exp_avg_sq"],
-            group["lr"], beta1, beta2, group["eps"], group["weight_decay"], state["step"], self.decoupled,
+            lr, beta1, beta2, group["eps"], group["weight_decay"], step, self.decoupled,
         )  # fmt: skip
+
+    def _on_device(self, t: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Array:
+        """Return the group's learning rate as a scalar array beside `t`, and keep the step count as one."""
+        xp = array_module(t.data)
+        if not hasattr(state["step"], "dtype"):
+            state["step"] = xp.full((), state["step"], "float64")
+        if id(group) not in self._rates:
+            self._rates[id(group)] = xp.full((), group["lr"], "float64")
+        return self._rates[id(group)]
+
+    def set_lr(self, lr: float) -> None:
+        super().set_lr(lr)
+        for rate in self._rates.values():
+            rate[...] = lr
 
 
 class AdamW(Adam):
@@ -200,8 +257,9 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        capturable: bool = False,
     ):
-        super().__init__(params, lr, betas, eps, weight_decay)
+        super().__init__(params, lr, betas, eps, weight_decay, capturable)
 
 
 def squared_norm(gradients: Iterable[Array | None]) -> float:

@@ -103,6 +103,12 @@ def recording(trace: Trace | None) -> Iterator[None]:
         _current.reset(token)
 
 
+def is_recording() -> bool:
+    """Whether this rank records: then it is worth waiting for a GPU, so that a span ends when its work does."""
+    trace = _current.get()
+    return trace is not None and trace.on
+
+
 def span(kind: str, name: str = "", **facts: Any) -> AbstractContextManager[None]:
     """Return a context whose time is recorded, if this rank records; its name is by default its kind."""
     trace = _current.get()

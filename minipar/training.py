@@ -206,14 +206,15 @@ class Job:
         count = max(batch.local_count, 1) if self.strategy.own_mean else batch.count
         self.optimizer.zero_grad()
         self.model.zero_grad()
-        total, divisor = 0.0, self.precision.divisor(count)
+        total: Any = 0.0  # on a GPU it stays there until the last piece is through
+        divisor = self.precision.divisor(count)
         pieces = batch.split(self.config.accumulate)
         for i, piece in enumerate(pieces):
             moment = random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset)
             with moment, self.precision.context():
                 total += self.strategy.add_gradients(self._here(piece), divisor, last=i == len(pieces) - 1)
         self.strategy.finish_gradients()
-        return float(self.strategy.batch_ranks.all_reduce(np.array([total]))[0]) / batch.count
+        return float(self.strategy.batch_ranks.all_reduce(np.array([float(total)]))[0]) / batch.count
 
     @overflow_is_reported
     def update(self, batch: Batch) -> float | None:

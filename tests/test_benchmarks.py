@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -26,6 +29,181 @@ def test_a_line_says_by_how_much_it_falls_short() -> None:
     assert Line("reported", 1.0, "ms").verdict == ""
     text = show([line, Line("reported", 1.0, "ms")])
     assert "a step" in text and "-50%" in text and "200 ms" in text
+
+
+def test_a_figure_should_be_close_on_either_side() -> None:
+    from table import close
+
+    for real, verdict in ((100, "ok"), (109, "ok"), (91, "ok"), (112, "-2%"), (88, "-2%")):
+        assert close("a pipeline", real, 100, "ms", "simulated", 0.1).verdict == verdict
+
+
+def test_what_was_not_measured_says_why() -> None:
+    from run import summary
+    from table import Line, markdown, show
+    from turns import Result, absent, beside, memory_beside
+
+    ours, peer = Result(0.2, [0.2], 100.0, {}), Result(0.1, [0.1], 150.0, {})
+    lines = [
+        beside("a step", ours, absent("PyTorch is not installed"), "PyTorch", 1.0, "a note"),
+        memory_beside("a step", ours, absent("PyTorch is not installed"), "PyTorch", 1.0),
+        memory_beside("a step", ours, peer, "PyTorch", 1.0),
+        memory_beside("a step", peer, ours, "PyTorch", 1.0),
+        memory_beside("a step", peer, ours, "PyTorch", None),
+        Line("group gpu", None, note="no GPU"),
+    ]
+    assert [line.verdict for line in lines] == ["not measured", "not measured", "ok", "-33%", "", "not measured"]
+    assert lines[0].note == "a note; PyTorch is not installed"
+    text = summary({"one": lines[:5], "gpu": lines[5:]})
+    assert text.startswith("\n1 below what is wanted\n  a step, peak memory: -33%\n3 not measured\n")
+    assert "group gpu: no GPU" in text and "nan" not in show(lines)
+    rows = markdown([*lines, Line("a | b", 1.0, "ms")]).splitlines()
+    assert len(rows) == 2 + 7 and all(row.count("|") == rows[0].count("|") for row in rows)
+
+
+def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    import turns
+
+    monkeypatch.setattr(turns, "missing", lambda package: f"{package} is not there")
+    started: list[str] = []
+    monkeypatch.setattr(
+        turns, "_take_turns", lambda programs, rounds, steps: [started.append(p.engine) or "ours" for p in programs]
+    )
+    ours, peer = turns.take_turns([turns.Program("minipar", "a:b"), turns.Program("torch", "a:b", ranks=2)])
+    assert ours == "ours" and peer.absent == "torch is not there" and started == ["minipar"]
+
+
+def test_no_package_is_imported_to_find_out_whether_it_is_there() -> None:
+    from peers import missing
+
+    assert missing("numpy") is None
+    assert missing("no_such_package") == "no_such_package is not installed (pip install 'minipar[parity]')"
+
+
+def test_exposed_communication_is_judged_by_its_transfer() -> None:
+    from turns import Result
+    from two_ranks import data_parallel, exposed
+
+    judged, told = exposed("ZeRO", Result(0.1, [], 50.0, {"transfer": 0.1, "others": 0.2}))
+    assert judged.ratio == pytest.approx(0.9) and judged.verdict == "ok" and "others" not in judged.note
+    assert told.ratio == pytest.approx(0.7) and told.verdict == ""
+    results = Result(0.8, [], 50.0, {}), Result(1.0, [], 60.0, {}), Result(1.2, [], 70.0, {})
+    ddp, scaling, share = data_parallel("dp", *results, limit=1.5)
+    assert ddp.ratio == pytest.approx(1.25) and scaling.ratio == pytest.approx(1.5) and scaling.verdict == "-21%"
+    assert "1.50" in scaling.note and share.ratio == pytest.approx(1.0) and share.verdict == "ok"
+
+
+def test_the_limits_of_the_machine() -> None:
+    from limits import lines
+
+    found = {"sgemm_gflops": 90.0, "copy_gb_per_s": 9.0, "two_sgemm": 1.5, "two_copy": 1.1}
+    assert [line.ratio for line in lines(found)] == [None, None, 0.75, 0.55]
+
+
+def test_a_pipeline_s_times_are_read_as_they_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    import pipeline
+    from pipelines import line_of
+
+    from minipar.parallel.pipeline.schedules import build_schedule
+    from minipar.parallel.pipeline.simulator import Costs, simulate
+
+    measured = pipeline.Measured(
+        [{"F": [0.010, 0.010], "B": [0.020, 0.020]}] * 3,
+        [simulate(build_schedule("1f1b", 2, 8), Costs(0.0105, 0.021, 0.0)).spans] * 3,
+        [2, 1],
+    )
+    assert pipeline.report("1f1b", measured, 0.0, 8, SimpleNamespace(out=None))
+    line = line_of("1f1b", capsys.readouterr().out)
+    assert (line.peer, line.ours) == (pytest.approx(270), pytest.approx(283.5)) and line.verdict == "ok"
+    with pytest.raises(RuntimeError, match="no times of zb-h1"):
+        line_of("zb-h1", "1f1b\n")
+
+
+def test_the_planner_s_figures_are_read_as_they_are_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import planner
+    from predictions import lines_of
+
+    from minipar.planner.presets import preset
+
+    def ran(configs: list[Any], ranks: int, *network: str) -> Any:
+        layouts = [SimpleNamespace(seconds=1.0, held=100, disturbed=0.0, timeline=None) for _ in configs]
+        return SimpleNamespace(layouts=layouts, pace=lambda machine, model: 1.0)
+
+    monkeypatch.setattr(planner, "run_layouts", ran)
+    monkeypatch.setattr(planner, "predict", lambda *args: SimpleNamespace(seconds=1.2, timeline=None))
+    machine = preset("a100-80gb")
+    planner.planned("mlp", planner.MODELS["mlp"], machine, None)
+    planner.behind_a_network(machine, None)
+    lines = {line.work: line for line in lines_of(capsys.readouterr().out)}
+    figures = {name.removeprefix("planner, mlp: "): line for name, line in lines.items()}
+    assert figures["median error of 5 layouts"].ours == pytest.approx(20)
+    assert figures["median error of 5 layouts"].verdict != "ok" and figures["worst error"].verdict == "ok"
+    assert figures["chosen layout over the fastest"].ours == 0
+    assert figures["worst error of memory"].verdict != "ok"
+    assert figures["planner, gpt behind a network, pipeline"].ours == pytest.approx(20)
+    assert len(lines) == 4 + 2
+
+
+def test_a_group_that_cannot_run_or_fails_costs_its_own_lines_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import run
+    from peers import Missing
+
+    def measure(error: Exception) -> Any:
+        def fail(quick: bool) -> None:
+            raise error
+
+        return SimpleNamespace(measure=fail)
+
+    monkeypatch.setitem(sys.modules, "absent_group", measure(Missing("no GPU")))
+    monkeypatch.setitem(sys.modules, "broken_group", measure(ValueError("a bug")))
+    monkeypatch.setattr(run, "GROUPS", {"gpu": "absent_group", "graph": "broken_group"})
+    assert [(line.note, failed) for group in run.GROUPS for (line,), failed in [run.run_group(group, True, None)]] == [
+        ("no GPU", False),
+        ("failed: ValueError: a bug", True),
+    ]
+
+
+def test_every_group_can_be_imported_and_the_gpu_s_says_what_it_lacks() -> None:
+    from gpu import gpu, measure
+    from peers import Missing
+    from run import GROUPS
+
+    for module in GROUPS.values():
+        assert callable(importlib.import_module(module).measure)
+    try:
+        gpu()
+    except Missing as why:
+        with pytest.raises(Missing, match="device cuda"):
+            measure(quick=True)
+        script = [sys.executable, str(BENCHMARKS / "gpu.py")]
+        job = subprocess.run(script, capture_output=True, text=True, timeout=60)
+        assert (job.returncode, job.stdout) == (0, f"skipped: {why}\n"), job.stderr
+
+
+def test_communication_is_measured_on_two_ranks() -> None:
+    from communication import measure
+
+    lines = measure(quick=True)
+    assert len(lines) == 9 and all(line.ours > 0 and line.ratio > 0 for line in lines)
+
+
+@pytest.mark.benchmarks
+@pytest.mark.timeout(900)
+def test_every_group_runs_in_small(tmp_path: Path) -> None:
+    """All but the planner's, which is never small."""
+    table = tmp_path / "table.md"
+    command = [sys.executable, str(BENCHMARKS / "run.py"), "--quick", "--out", str(tmp_path), "--markdown", str(table)]
+    job = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    assert job.returncode == 0, job.stdout + job.stderr
+    (file,) = tmp_path.glob("*.json")
+    lines = json.loads(file.read_text())["lines"]
+    assert all(lines[group] for group in ("one_rank", "two_ranks", "pipelines", "tracing", "growth", "planner", "gpu"))
+    assert "left out of --quick" in lines["planner"][0]["note"]
+    assert (tmp_path / "growth.png").exists() and "**two ranks**" in table.read_text()
 
 
 def test_exponents_of_power_laws() -> None:
@@ -55,8 +233,8 @@ def test_programs_take_turns() -> None:
 def test_a_program_that_ends_early_is_told() -> None:
     from turns import Program, take_turns
 
-    with pytest.raises(SystemExit, match="ended early"):
-        take_turns([Program("torch", "steps:nothing_of_this_name", {})], rounds=1)
+    with pytest.raises(RuntimeError, match="ended early"):
+        take_turns([Program("minipar", "steps:nothing_of_this_name", {})], rounds=1)
 
 
 def test_results_are_written_with_the_machine(tmp_path: Path) -> None:
@@ -65,6 +243,10 @@ def test_results_are_written_with_the_machine(tmp_path: Path) -> None:
     assert job.returncode == 0, job.stderr
     (file,) = tmp_path.glob("*-graph.json")
     found = json.loads(file.read_text())
-    assert {"date", "cpu", "cores", "blas", "versions", "sgemm_gflops", "copy_gb_per_s"} <= found["machine"].keys()
+    assert {"date", "cpu", "cores", "blas", "versions", "limits"} <= found["machine"].keys()
+    limits = found["machine"]["limits"]
+    assert limits.keys() == {"sgemm_gflops", "copy_gb_per_s", "two_sgemm", "two_copy"}
+    assert all(0 < limits[name] < 20 for name in ("two_sgemm", "two_copy"))
+    assert found["lines"]["limits"] and all("verdict" in line for line in found["lines"]["graph"])
     assert any("backward of 1,000 nodes" in line["work"] for line in found["lines"]["graph"])
     assert "below what is wanted" in job.stdout

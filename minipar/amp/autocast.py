@@ -32,6 +32,7 @@ import numpy as np
 
 from minipar.backend import Array, is_gpu_array
 from minipar.errors import UsageError
+from minipar.kernels.gpu_graph import Capture, capturing
 from minipar.tensor import Casting, Handle, Tensor, casting
 
 FLOAT32 = np.dtype("float32")
@@ -59,7 +60,8 @@ class autocast:
 
     The cast copy of a parameter is kept and used again, also in backward, until the parameter's version
     changes (an optimizer's step) or its array is gone (ZeRO stage 3 frees it). The copies live in this
-    object: enter one object at every step, or a new one each time.
+    object: enter one object at every step, or a new one each time. A CUDA graph (`CapturedStep`) makes copies of
+    its own, or its replays would go on with those of the weights at the time of the capture.
 
     Args:
         dtype: the low precision, "float16" or "bfloat16".
@@ -77,8 +79,8 @@ class autocast:
         self.float32_parameters: frozenset[str] = frozenset()
         self.only_float32 = False
         self.met: set[str] = set()
-        # By id of the source array: (reference that empties the entry, version, copy).
-        self._copies: dict[int, tuple[weakref.ref[Any], int, Array]] = {}
+        # By id of the source array: (reference that empties the entry, version, copy, the graph it is a part of).
+        self._copies: dict[int, tuple[weakref.ref[Any], int, Array, Capture | None]] = {}
 
     def __enter__(self) -> Self:
         _outer.set((casting.get(), *_outer.get()))
@@ -126,12 +128,14 @@ class autocast:
             raise UsageError("autocast: CuPy has no bfloat16; use float16 on a GPU, or --device cpu")
         if not (t.is_weight and self.cache_enabled):
             return data.astype(dtype)
-        key, copies = id(data), self._copies
+        key, copies, graph = id(data), self._copies, capturing.get()
         found = copies.get(key)
-        if found is not None and found[0]() is data and found[1] == t.version and found[2].dtype == dtype:
-            return found[2]
+        if found is not None:
+            of, version, copy, part_of = found
+            if of() is data and version == t.version and copy.dtype == dtype and part_of is graph:
+                return copy
         copy = data.astype(dtype)
-        copies[key] = weakref.ref(data, lambda _: copies.pop(key, None)), t.version, copy
+        copies[key] = weakref.ref(data, lambda _: copies.pop(key, None)), t.version, copy, graph
         return copy
 
 

@@ -26,7 +26,17 @@ from minipar.comm.hooks import Hooks
 from minipar.comm.interface import Communicator, Work
 from minipar.comm.member import HIGHEST_TAG
 from minipar.comm.mpi_work import MPICollective, MPIReceive, MPISend
-from minipar.comm.wire import as_buffer, cut, elements, on_device, pack_header, reduction, stage, unstage
+from minipar.comm.wire import (
+    as_buffer,
+    cut,
+    elements,
+    joined,
+    on_device,
+    pack_header,
+    reduction,
+    stage,
+    unstage,
+)
 from minipar.errors import MismatchError, UsageError
 
 IN_PLACE = MPI.IN_PLACE
@@ -76,14 +86,14 @@ class MPICommunicator(Communicator):
                 name, arguments = self._arguments(call, x, out)
                 getattr(self.mpi, name)(*arguments)
         else:
-            staged = stage(x, out)
+            staged = stage(x, out, call.op)
             name, arguments = self._arguments(call, staged.x, staged.out)
             getattr(self.mpi, name)(*arguments)
             unstage(staged)
         self.journal.waiting = None
 
     def _start(self, call: Call, x: Array, out: Array) -> Work:
-        staged = stage(x, out)
+        staged = stage(x, out, call.op)
         name, arguments = self._arguments(call, staged.x, staged.out)
         function = getattr(self.mpi, "I" + name.lower())
 
@@ -184,7 +194,7 @@ class MPICommunicator(Communicator):
             gpu = is_gpu_array(parts[0])
             hosts = [stage(part).x for part in parts]
             self.mpi.scatter([(part.shape, part.dtype, gpu) for part in hosts], call.root)
-            flat = np.concatenate([part.reshape(-1) for part in hosts])
+            flat = joined(hosts)
             out = np.empty_like(hosts[self.rank])
             counts = elements(flat, [part.size for part in hosts])
             self.mpi.Scatterv((as_buffer(flat), counts), as_buffer(out), call.root)
@@ -195,7 +205,7 @@ class MPICommunicator(Communicator):
         self._begin(call)
         hosts = [stage(part).x for part in parts]
         shapes = self.mpi.alltoall([part.shape for part in hosts])
-        flat = np.concatenate([part.reshape(-1) for part in hosts])
+        flat = joined(hosts)
         out = np.empty(sum(map(math.prod, shapes)), flat.dtype)
         self.mpi.Alltoallv(
             (as_buffer(flat), elements(flat, [part.size for part in hosts])),

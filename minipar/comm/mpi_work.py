@@ -6,13 +6,21 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from mpi4py import MPI
 
 from minipar.backend import Array
 from minipar.comm.guard import Call
 from minipar.comm.interface import Work
-from minipar.comm.wire import HEADER_BYTES, as_buffer, on_device, read_header
+from minipar.comm.wire import (
+    HEADER_BYTES,
+    Staged,
+    as_buffer,
+    may_lie_on_a_gpu,
+    on_device,
+    read_header,
+    receive_buffer,
+    unstage,
+)
 from minipar.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -103,28 +111,29 @@ class MPIReceive(Work):
     """A receive under way: the header tells shape and dtype, the data follows.
 
     Messages with the same source and tag keep their order: the data of a receive is not posted before that
-    of the receives asked for earlier. Where shape and dtype are known it is posted at once.
+    of the receives asked for earlier. Where shape and dtype are known it is posted at once, but for a new array
+    that may have to lie on a GPU: the header says whether.
     """
 
     def __init__(self, comm: MPICommunicator, call: Call, out: Array | None) -> None:
         self._comm = comm
         self._call = call
         self._out = out
-        self._host: Any = None
+        self._buffer: Any = None  # what MPI writes into
         self._data: Any = None  # the request, once the data is posted
         self._complete = False
         self._source, self._tag = call.peer or 0, call.tag or 0
         self._header = bytearray(HEADER_BYTES)
         self._announced = comm.side.Irecv(self._header, self._source, self._tag)
         self._line: deque[MPIReceive] = comm.incoming.setdefault((self._source, self._tag), deque())
-        if call.shape is not None and not self._line:
-            self._post(call.shape, call.dtype)
+        if call.shape is not None and not self._line and not (out is None and may_lie_on_a_gpu()):
+            self._post(call.shape, call.dtype, gpu=False)
         else:
             self._line.append(self)
 
-    def _post(self, shape: tuple[int, ...], dtype: Any) -> None:
-        self._host = self._out if type(self._out) is np.ndarray else np.empty(shape, dtype)
-        self._data = self._comm.mpi.Irecv(as_buffer(self._host), self._source, self._tag)
+    def _post(self, shape: tuple[int, ...], dtype: Any, gpu: bool) -> None:
+        self._buffer = receive_buffer(self._out, shape, dtype, gpu)
+        self._data = self._comm.mpi.Irecv(as_buffer(self._buffer), self._source, self._tag)
 
     def _post_line(self, block: bool) -> bool:
         """Post the data of all in the line up to this one, as headers come; return whether this one is."""
@@ -134,8 +143,7 @@ class MPIReceive(Work):
                 head._announced.Wait()
             elif not head._announced.Test():
                 return False
-            shape, dtype, _ = head._read()
-            head._post(shape, dtype)
+            head._post(*head._read())
             self._line.popleft()
         return True
 
@@ -160,10 +168,10 @@ class MPIReceive(Work):
             gpu = self._read()[2]
             self._data.Wait()
             if self._out is None:
-                self._out = on_device(self._host, gpu)
-            elif self._out is not self._host:
-                self._out.set(self._host)  # type: ignore[attr-defined]
-            comm._add("recv", 0, self._host.size, self._host.nbytes)
+                self._out = on_device(self._buffer, gpu)
+            elif self._out is not self._buffer:
+                unstage(Staged(self._buffer, self._buffer, self._out))
+            comm._add("recv", 0, self._buffer.size, self._buffer.nbytes)
             comm.journal.wait_ends()
             self._complete = True
         return self._out

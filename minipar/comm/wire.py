@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mpi4py import MPI
 
-from minipar.backend import Array, is_gpu_array, synchronize
+from minipar.backend import Array, array_module, is_gpu_array, synchronize
 from minipar.errors import UsageError
 
 NATIVE = frozenset("?bBhHiIlLqQefdgFDG")  # dtypes that MPI knows, as NumPy's characters
@@ -45,12 +45,12 @@ def cuda_aware() -> bool:
     return kinds is not None and any(kind.split(":")[0] == "cuda" for kind in kinds.split(","))
 
 
-def stage(x: Array, out: Array | None = None) -> Staged:
-    """Return `x` and `out` as arrays that MPI can read and write; `out` may be `x`."""
+def stage(x: Array, out: Array | None = None, op: str | None = None) -> Staged:
+    """Return `x` and `out` as arrays that MPI can read and write; `out` may be `x`. `op`: how they are reduced."""
     if not is_gpu_array(x):
         return Staged(x, out, None)
     synchronize(x)
-    if cuda_aware():
+    if cuda_aware() and not reduced_by_python(op, x.dtype):
         return Staged(x, out, None)
     host = pinned(x.shape, x.dtype)
     x.get(out=host)  # type: ignore[attr-defined]
@@ -64,6 +64,33 @@ def unstage(staged: Staged) -> None:
     if staged.target is not None:
         staged.target.set(staged.out)
         synchronize(staged.target)  # the host buffer may be reused from here on
+
+
+def joined(parts: Sequence[Array]) -> Array:
+    """Return staged arrays one after the other, as MPI may read them."""
+    flat = array_module(parts[0]).concatenate([part.reshape(-1) for part in parts])
+    synchronize(flat)
+    return flat  # type: ignore[no-any-return]
+
+
+def receive_buffer(out: Array | None, shape: tuple[int, ...], dtype: Any, gpu: bool) -> Array:
+    """Return the array that MPI writes a message into: where it belongs, or else memory of the host.
+
+    Args:
+        out: where it belongs; None for a new array, on a GPU if `gpu`.
+    """
+    if not (gpu if out is None else is_gpu_array(out)):
+        return np.empty(shape, dtype) if out is None else out
+    if not cuda_aware():
+        return pinned(shape, np.dtype(dtype))
+    target = sys.modules["cupy"].empty(shape, dtype) if out is None else out
+    synchronize(target)  # work that is still queued may use this memory, also as what it was before
+    return target
+
+
+def may_lie_on_a_gpu() -> bool:
+    """Return whether a message to this process may be meant for a GPU, as only its header tells."""
+    return "cupy" in sys.modules
 
 
 def pinned(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -120,8 +147,13 @@ def reduction(op: str | None, dtype: np.dtype[Any]) -> Any:
     if char == "?":
         return MPI.LOR if op in ("sum", "max") else MPI.LAND
     if op in ("max", "min"):
-        return _extremum(op, dtype) if char in "efdg" else {"max": MPI.MAX, "min": MPI.MIN}[op]
+        return _extremum(op, dtype) if reduced_by_python(op, dtype) else {"max": MPI.MAX, "min": MPI.MIN}[op]
     return MPI.SUM if op == "sum" else MPI.PROD
+
+
+def reduced_by_python(op: str | None, dtype: np.dtype[Any]) -> bool:
+    """Return whether MPI calls Python to reduce, which cannot read a GPU's memory."""
+    return op in ("max", "min") and dtype.char in "efdg"
 
 
 def _extremum(op: str, dtype: np.dtype[Any]) -> Any:

@@ -14,10 +14,10 @@ from types import ModuleType
 import numpy as np
 
 from minipar.backend import array_module
-from minipar.kernels import cpu, gpu, plain
+from minipar.kernels import cpu, gpu, gpu_blas, plain
 from minipar.kernels.common import Array
 
-__all__ = ["cpu", "gpu", "of", "plain"]
+__all__ = ["cpu", "gpu", "gpu_blas", "of", "plain"]
 
 
 def of(x: Array) -> ModuleType:

@@ -2,8 +2,8 @@
 
 The CUDA code is in gpu_source; here are the calls. What differs from the CPU:
 
-- Two-byte floats go to cuBLAS as they are: it multiplies them on tensor cores and adds up in float32
-  (CUBLAS_COMPUTE_32F, which CuPy asks for), rounding once.
+- Two-byte floats go to cuBLAS as they are (gpu_blas): it multiplies them on tensor cores and adds up in float32,
+  rounding once.
 - Attention keeps its probabilities in the dtype of q, as PyTorch's own formula does.
 - Nothing waits for the GPU. So indices are not looked at on the host: one that is out of range gives NaN.
 
@@ -21,6 +21,7 @@ import numpy as np
 from minipar.backend import device_module
 from minipar.kernels import plain
 from minipar.kernels.common import Array, check_attention, rows, work_dtype
+from minipar.kernels.gpu_blas import matmul
 from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, SUMS
 from minipar.kernels.plain import (
     avg_pool2d,
@@ -200,14 +201,14 @@ def attention(
     xp = device_module("cuda")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scaled = q * q.dtype.type(scale)  # before the product, which might overflow a two-byte float
-    scores = scaled @ k.swapaxes(-1, -2)  # (..., Tq, Tk)
+    scores = matmul(scaled, k.swapaxes(-1, -2))  # (..., Tq, Tk)
     if mask is not None:
         added = xp.where(mask, 0, -np.inf) if mask.dtype == bool else mask
         scores = scores + added.astype(scores.dtype, copy=False)
     lengths = scores.shape[-2:] if causal else (1, 1)
     query, key = (xp.arange(length, dtype=np.int32) for length in lengths)
     probs = _masked_softmax(scores, -1, query[:, None], key)
-    y = probs @ v
+    y = matmul(probs, v)
     if out is None:
         return y, probs
     out[...] = y
@@ -226,8 +227,8 @@ def attention_backward(
 ) -> tuple[Array, Array, Array]:
     """See plain.attention_backward."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    dscores = softmax_backward(g @ v.swapaxes(-1, -2), probs, -1, scale)  # (..., Tq, Tk)
-    grads = dscores @ k, dscores.swapaxes(-1, -2) @ q, probs.swapaxes(-1, -2) @ g
+    dscores = softmax_backward(matmul(g, v.swapaxes(-1, -2)), probs, -1, scale)  # (..., Tq, Tk)
+    grads = matmul(dscores, k), matmul(dscores.swapaxes(-1, -2), q), matmul(probs.swapaxes(-1, -2), g)
     if out is None:
         return grads
     for into, grad in zip(out, grads):
@@ -240,7 +241,7 @@ def attention_backward(
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """See plain.linear."""
-    y = (rows(x) @ weight.T).astype(x.dtype, copy=False)
+    y = matmul(rows(x), weight.T).astype(x.dtype, copy=False)
     if bias is not None:
         y += bias.astype(y.dtype, copy=False)
     return y.reshape(*x.shape[:-1], weight.shape[0])
@@ -248,13 +249,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 def linear_backward_input(g: Array, weight: Array) -> Array:
     """See plain.linear_backward_input."""
-    dx = rows(g) @ weight.astype(g.dtype, copy=False)
+    dx = matmul(rows(g), weight.astype(g.dtype, copy=False))
     return dx.reshape(*g.shape[:-1], weight.shape[1])
 
 
 def linear_backward_weight(g: Array, x: Array) -> Array:
     """See plain.linear_backward_weight."""
-    return rows(g).T @ rows(x.astype(g.dtype, copy=False))
+    return matmul(rows(g).T, rows(x.astype(g.dtype, copy=False)))
 
 
 def embedding(weight: Array, ids: Array) -> Array:
@@ -286,9 +287,15 @@ def adam_step_(
     step: int,
     decoupled: bool,
 ) -> None:
-    """See plain.adam_step_. One pass: everything is read once and written once."""
+    """See plain.adam_step_. One pass: everything is read once and written once.
+
+    `lr` and `step` may be scalar arrays on the GPU, from which the numbers below are then computed there: so a
+    captured graph counts its own steps.
+    """
     shrink = 1 - lr * weight_decay if decoupled else 1.0
     decay = 0.0 if decoupled else weight_decay
-    root_correction, step_size = math.sqrt(1 - beta2**step), lr / (1 - beta1**step)
-    numbers = 1 - beta1, beta2, eps, decay, shrink, root_correction, step_size
-    _run("adam", p, p, g, m, v, *numbers, p, m, v)
+    root_correction, step_size = (1 - beta2**step) ** 0.5, lr / (1 - beta1**step)
+    varying: list[Any] = [shrink, root_correction, step_size]
+    work = work_dtype(p.dtype)  # a kernel takes arrays of just the dtype that it names, and any number
+    varying = [x.astype(work) if hasattr(x, "dtype") else x for x in varying]
+    _run("adam", p, p, g, m, v, 1 - beta1, beta2, eps, decay, *varying, p, m, v)

@@ -10,14 +10,16 @@ import functools
 from typing import Any
 
 from minipar import kernels
-from minipar.backend import Array, array_module
+from minipar.backend import Array, array_module, is_gpu_array
 from minipar.kernels.common import widen
 from minipar.ops.elementwise import unbroadcast
 from minipar.tensor import primitive
 
 
 def _product(a: Array, b: Array) -> Array:
-    """a @ b; two-byte floats are multiplied in float32 and rounded once, as a tensor core does."""
+    """a @ b; two-byte floats are added up in float32 and rounded once: by upcasting, or on a GPU's tensor cores."""
+    if is_gpu_array(a):
+        return kernels.gpu_blas.matmul(a, b)
     if a.dtype.itemsize == 2 and a.dtype == b.dtype:
         return (a.astype("float32") @ b.astype("float32")).astype(a.dtype)
     return a @ b
@@ -108,6 +110,8 @@ def _einsum(*operands, subscripts):
     half = dtype.itemsize == 2 and all(a.dtype == dtype for a in operands)  # rounded once, as in matmul
 
     def contract(path: str, arrays: Any) -> Array:
+        if half and is_gpu_array(operands[0]) and kernels.gpu_blas.contracts(path):
+            return kernels.gpu_blas.contract(path, *arrays)
         if half:
             return xp.einsum(path, *(a.astype("float32") for a in arrays), optimize=True).astype(dtype)
         return xp.einsum(path, *arrays, optimize=True)

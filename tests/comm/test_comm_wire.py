@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +20,7 @@ class FakeGPUArray:
 
     def __init__(self, host: np.ndarray) -> None:
         self._host = host
-        self.shape, self.dtype, self.nbytes = host.shape, host.dtype, host.nbytes
+        self.shape, self.dtype, self.size, self.nbytes = host.shape, host.dtype, host.size, host.nbytes
 
     def get(self, out: np.ndarray) -> np.ndarray:
         assert FakeGPUArray.synchronised, "read before the stream was synchronised"
@@ -29,13 +30,23 @@ class FakeGPUArray:
     def set(self, host: np.ndarray) -> None:
         self._host[...] = host
 
+    def reshape(self, *shape: int) -> "FakeGPUArray":
+        return FakeGPUArray(self._host.reshape(*shape))
+
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> type[FakeGPUArray]:
     def synchronize() -> None:
         FakeGPUArray.synchronised += 1
 
+    def concatenate(parts: list[FakeGPUArray]) -> FakeGPUArray:
+        FakeGPUArray.synchronised = 0  # one more kernel that is queued
+        return FakeGPUArray(np.concatenate([part._host for part in parts]))
+
     cupy = types.ModuleType("cupy")
+    cupy.concatenate = concatenate  # type: ignore[attr-defined]
+    cupy.empty = lambda shape, dtype: FakeGPUArray(np.empty(shape, dtype))  # type: ignore[attr-defined]
+    cupy.asarray = lambda x: x if isinstance(x, FakeGPUArray) else FakeGPUArray(x.copy())  # type: ignore[attr-defined]
     cupy.ndarray = FakeGPUArray  # type: ignore[attr-defined]
     cupy.cuda = types.SimpleNamespace(  # type: ignore[attr-defined]
         alloc_pinned_memory=bytearray,
@@ -77,6 +88,77 @@ def test_a_cuda_aware_library_gets_the_array_itself(
     x = gpu(np.ones(3))
     assert wire.stage(x, x) == wire.Staged(x, x, None)
     assert gpu.synchronised == 1
+
+
+def test_parts_are_joined_before_mpi_reads_them(gpu: type[FakeGPUArray]) -> None:
+    flat = wire.joined([gpu(np.ones((2, 2))), gpu(np.zeros(1))])
+    assert flat._host.tolist() == [1, 1, 1, 1, 0]
+    assert gpu.synchronised == 1, "else MPI reads what the memory held before"
+    assert wire.joined([np.ones((2, 2)), np.zeros(1)]).tolist() == [1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("op", ("max", "min"))
+def test_what_python_reduces_is_staged_even_where_mpi_reads_gpu_memory(
+    gpu: type[FakeGPUArray], monkeypatch: pytest.MonkeyPatch, op: str
+) -> None:
+    monkeypatch.setattr(wire, "cuda_aware", lambda: True)
+    x = gpu(np.ones(3, np.float32))
+    assert isinstance(wire.stage(x, x, op).x, np.ndarray)
+    assert wire.stage(x, x, "sum").x is x
+    whole = gpu(np.ones(3, np.int64))
+    assert wire.stage(whole, whole, op).x is whole
+
+
+class Message:
+    """MPI of one message to come: the header is there, the data arrives in whatever buffer it is given."""
+
+    def __init__(self, x: Any) -> None:
+        self.x, self.into = x, []
+        self.rank, self.members, self.incoming = 0, (0, 1), {}
+        self.side = types.SimpleNamespace(Irecv=self.header)
+        self.mpi = types.SimpleNamespace(Irecv=self.data)
+        self.journal = types.SimpleNamespace(wait_begins=lambda call: None, wait_ends=lambda: None)
+
+    def header(self, buffer: bytearray, source: int, tag: int) -> Any:
+        buffer[:] = wire.pack_header(self.x)
+        return types.SimpleNamespace(Wait=lambda: None, Test=lambda: True)
+
+    def data(self, buffer: Any, source: int, tag: int) -> Any:
+        self.into.append(buffer)
+        host = buffer if isinstance(buffer, np.ndarray) else buffer._host
+        host[...] = self.x._host if isinstance(self.x, FakeGPUArray) else self.x
+        return types.SimpleNamespace(Wait=lambda: None, Test=lambda: True)
+
+    def _add(self, *counts: Any) -> None: ...
+
+
+@pytest.mark.parametrize("aware", (False, True))
+@pytest.mark.parametrize("known", (False, True))
+@pytest.mark.parametrize("where", ("new", "gpu", "host"))
+def test_a_gpu_message_is_received_where_it_belongs(
+    gpu: type[FakeGPUArray], monkeypatch: pytest.MonkeyPatch, where: str, known: bool, aware: bool
+) -> None:
+    """Straight into GPU memory where MPI can, which must be idle; else through pinned memory of the host."""
+    from minipar.comm.mpi_work import MPIReceive
+
+    monkeypatch.setattr(wire, "cuda_aware", lambda: aware)
+    pinned: list[np.ndarray] = []
+    monkeypatch.setattr(wire, "pinned", lambda shape, dtype: pinned.append(np.empty(shape, dtype)) or pinned[-1])
+    sent = np.arange(6, dtype=np.float32).reshape(2, 3)
+    out = {"new": None, "gpu": gpu(np.zeros((2, 3), np.float32)), "host": np.zeros((2, 3), np.float32)}[where]
+    comm, call = Message(gpu(sent)), make_call(operation="recv", shape=(2, 3) if known else None, peer=1, tag=0)
+    receive = MPIReceive(comm, call, out)  # type: ignore[arg-type]
+    assert bool(comm.into) == (known and out is not None), "of a new array only the header tells where it belongs"
+    got = receive.wait()
+    (buffer,) = comm.into
+    assert np.array_equal(got if where == "host" else got._host, sent)
+    assert out is None or got is out
+    if where == "host":
+        assert buffer is out and not pinned
+    elif aware:
+        assert buffer is got and gpu.synchronised and not pinned
+    else:
+        assert buffer is pinned[0]
 
 
 def test_numpy_arrays_are_not_copied() -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from minipar import Tensor, optim
 from minipar.backend import device_module, to_device, to_host
-from minipar.kernels import gpu, plain
+from minipar.kernels import gpu, gpu_blas, plain
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig
 from tests.gpu.device import needs_gpu
 from tests.gpu.kernel_cases import CASES
+from tests.gpu.test_gpu_blas import PAIRS
 from tests.op_cases import ALL, Case, listed
 
 pytestmark = needs_gpu
@@ -114,8 +115,7 @@ def test_a_captured_step_waits_for_nothing_and_computes_the_same(name: str) -> N
     step = CapturedStep(gradients)
     for p in model.parameters():
         p.grad[...] = 0  # to be written again
-    loss = step()
-    step.synchronize()
+    loss = step()  # what reads it waits for the graph
     for got, expected in zip([loss, *(p.grad for p in model.parameters())], want):
         compare(got, expected, 1e-4)
 
@@ -129,6 +129,20 @@ def test_indices_out_of_range_are_nan_not_numbers() -> None:
 
 
 def test_half_precision_products_add_up_in_float32() -> None:
-    """4096 ones and a term that float16 sums would lose: 2048 + 1 is 2048 there."""
-    x = to_device(np.ones((1, 4097), np.float16), "cuda")
-    assert float(gpu.linear(x, x)[0, 0]) == float(np.float16(4097))
+    """Ones and a term that float16 sums would lose: 4096 + 2 is 4096 there."""
+    x, w = (to_device(np.ones((n, 4098), np.float16), "cuda") for n in (16, 8))
+    assert (to_host(gpu.linear(x, w)) == np.float16(4098)).all()
+    stack = to_device(np.ones((3, 16, 4098), np.float16), "cuda")
+    assert (to_host(gpu_blas.matmul(stack, stack.swapaxes(-1, -2))) == np.float16(4098)).all()
+
+
+@pytest.mark.parametrize("dtype", ("float16", "float32", "float64"))
+@pytest.mark.parametrize("name", PAIRS)
+def test_products_of_every_layout(name: str, dtype: str) -> None:
+    a, b = (x.astype(dtype, order="K") for x in PAIRS[name])
+    want = a.astype(float) @ b.astype(float)
+    tolerance = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-13}[dtype]
+    compare(gpu_blas.matmul(on_device(a), on_device(b)), want, tolerance)
+    columns_first = to_device(np.ascontiguousarray(b.swapaxes(-1, -2)), "cuda").swapaxes(-1, -2) if b.ndim > 1 else None
+    if columns_first is not None:
+        compare(gpu_blas.matmul(on_device(a), columns_first), want, tolerance)

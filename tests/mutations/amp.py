@@ -39,7 +39,7 @@ FAULTS: list[Fault] = [
     Fault(
         "the cast copy of a weight outlives the optimizer's step",
         "minipar/amp/autocast.py",
-        " and found[1] == t.version",
+        " and version == t.version",
         "",
         f"{AUTOCAST}::test_a_weight_is_cast_once_a_step_and_anew_after_it",
     ),

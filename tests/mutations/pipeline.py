@@ -32,7 +32,7 @@ FAULTS: list[Fault] = [
     Fault(
         "only the last stage knows the loss",
         STRATEGY,
-        "return float(self.executor.pp.all_reduce(np.array([total]))[0])",
+        "return float(self.executor.pp.all_reduce(np.array([float(total)]))[0])",
         "return float(total)",
         f"{EQUAL}::test_gpt[2-1f1b]",
     ),

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from minipar import random
-from minipar.backend import Array, array_module, synchronize
+from minipar.backend import Array, array_module, summand, synchronize
 from minipar.comm.interface import Communicator, Work
 from minipar.data import Batch
 from minipar.errors import UsageError
@@ -43,7 +43,7 @@ from minipar.parallel.pipeline.stage import Stage
 from minipar.recompute import recompute
 from minipar.tape import Backward, Deferred, Edge, no_grad, run_deferred
 from minipar.tensor import Tensor
-from minipar.trace import ACTION, add_span
+from minipar.trace import ACTION, add_span, is_recording
 
 AHEAD = 2  # receives are posted before this many computing actions that come earlier
 
@@ -82,7 +82,8 @@ class Executor:
 
     Attributes:
         watch: called after each computing action, while what is in flight lies in `live`; by default nothing.
-        spans: the last step's actions with their times.
+        spans: the last step's actions with their times; on a GPU those at which they were queued, unless a trace
+            is being recorded.
         peak_live: the largest number of microbatches in flight at once, over all steps.
     """
 
@@ -110,8 +111,10 @@ class Executor:
             tuple[str, int], tuple[tuple[int, ...], Any]
         ] = {}  # of one sample, by message kind
 
-    def run(self, pieces: Sequence[Batch], count: float) -> float:
+    def run(self, pieces: Sequence[Batch], count: float) -> Any:
         """Run forward and backward of all microbatches; return the sum of losses (0 except on the last stage).
+
+        On a GPU the sum is a scalar array that nobody has waited for.
 
         Args:
             pieces: the microbatches, as many as the schedule has; empty ones are legal.
@@ -124,7 +127,8 @@ class Executor:
             raise UsageError(
                 f"pipeline: {len(pieces)} pieces for a schedule of {self.microbatches} microbatches"
             )
-        self.pieces, self.count, self.total = pieces, count, 0.0
+        self.pieces, self.count = pieces, count
+        self.total: Any = 0.0
         self.live: dict[tuple[int, int], InFlight] = {}
         self.arriving: dict[tuple[str, int, int], Work] = {}
         self.outgoing: dict[tuple[str, int, int], Array] = {}
@@ -211,8 +215,9 @@ class Executor:
             run_deferred(self.live.pop((action.chunk, action.microbatch)).deferred)
         else:
             result = self._backward(action, here, arrived)
+        if is_recording():  # a span ends with its work; else nothing waits here: a send does so by itself
+            synchronize(self.pieces[action.microbatch].inputs)
         if result is not None:
-            synchronize(result)
             self.outgoing[("F" if action.kind == "F" else "B", action.chunk, action.microbatch)] = result
         if self.declare is not None:
             self.pp.compute(self.declare(action))
@@ -233,7 +238,7 @@ class Executor:
                 y = recompute(block, y) if self.recompute else block(y)
             if here == self.last_stage:
                 loss = self.model.loss(y, piece.targets)
-                self.total += loss.item()
+                self.total += summand(loss.data)
                 y = loss / self.count
                 g = array_module(y.data).ones_like(y.data)
         self.live[(action.chunk, action.microbatch)] = InFlight(x, y.edge(), g)

@@ -48,7 +48,7 @@ class Pipelined(Strategy):
             total = self.executor.run(self.cut(batch), count)
         if last:
             self._sum_over_ranks()
-        return float(self.executor.pp.all_reduce(np.array([total]))[0])  # only the last stage knows it
+        return float(self.executor.pp.all_reduce(np.array([float(total)]))[0])  # only the last stage knows it
 
     def _sum_over_ranks(self) -> None:
         if self.inner.shard_ranks is not None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minipar import optim
-from minipar.backend import Array, array_module, to_host
+from minipar.backend import Array, array_module, summand, to_host
 from minipar.comm.interface import Communicator
 from minipar.data import Batch
 from minipar.models import Model
@@ -70,11 +70,14 @@ class Strategy:
         """Return the context for one microbatch's backward; all but the last only add to the gradients."""
         return contextlib.nullcontext()
 
-    def add_gradients(self, batch: Batch, count: float, last: bool) -> float:
+    def add_gradients(self, batch: Batch, count: float, last: bool) -> Any:
         """Add the gradients of (sum of losses) / count of this piece of the batch; return its sum of losses.
 
         Args:
             count: valid targets of the global batch, over the loss scale where there is one.
+
+        Returns:
+            A number, or a scalar array where the GPU has not been waited for: add up, then take `float` of it.
         """
         with self.waiting(last):
             self.batch_ranks.mark(phase="forward")
@@ -83,7 +86,7 @@ class Strategy:
             self.batch_ranks.mark(phase="backward")
             with span(BACKWARD):
                 (loss / count).backward()
-        return loss.item()
+        return summand(loss.data)
 
     def finish_gradients(self) -> None:
         """Called once a step, after the last piece."""

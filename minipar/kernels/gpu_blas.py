@@ -1,0 +1,192 @@
+"""Matrix products on a GPU by one function of cuBLAS, called directly, for what CuPy's `@` leaves out.
+
+CuPy turns a stack of float16 matrices into float32 copies before it multiplies them, so that no tensor core has
+part in attention; it copies transposed matrices of a stack; it uses TF32 for single matrices only; and it refuses
+cuBLAS while a CUDA graph is captured (cupy_backends/cuda/libs/cublas.pyx, setStream), though cuBLAS itself may be.
+cublasGemmStridedBatchedEx does all of it: float16 is multiplied on tensor cores and added up in float32, a
+transpose is a flag, and a product while capturing becomes a part of the graph.
+
+cuBLAS counts columns first: to it a row-major matrix is its transpose. So C = A B is asked for as Cᵀ = Bᵀ Aᵀ, in
+which every operand is what it already sees.
+
+Not run on a GPU yet; tests/gpu/test_gpu_blas.py carries the calls out in NumPy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import itertools
+import math
+import os
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minipar.backend import array_module
+from minipar.kernels.common import Array
+
+CUDA_R_32F, CUDA_R_64F, CUDA_R_16F = 0, 1, 2  # cudaDataType
+COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77  # cublasComputeType_t
+DEFAULT_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
+DTYPES = {"e": CUDA_R_16F, "f": CUDA_R_32F, "d": CUDA_R_64F}
+
+INT, LONG, POINTER = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
+SIGNATURE: list[Any] = [
+    POINTER, INT, INT, INT, INT, INT,  # handle, transa, transb, m, n, k
+    POINTER, POINTER, INT, INT, LONG,  # alpha, A, its type, leading dimension and stride from matrix to matrix
+    POINTER, INT, INT, LONG,  # B
+    POINTER, POINTER, INT, INT, LONG,  # beta, C
+    INT, INT, INT,  # how many matrices, compute type, algorithm
+]  # fmt: skip
+
+
+class Operand(NamedTuple):
+    """A stack of matrices as cuBLAS takes it.
+
+    Attributes:
+        array: (..., rows, columns), itself or a copy that cuBLAS can read.
+        transposed: whether cuBLAS must transpose what it sees to see what `array`'s transpose is.
+        leading: elements from one column, as cuBLAS sees it, to the next.
+        stride: elements from one matrix to the next; 0 repeats the first.
+    """
+
+    array: Array
+    transposed: bool
+    leading: int
+    stride: int
+
+
+def operand(x: Array) -> Operand:
+    """Describe x (..., rows, columns) to cuBLAS; what does not lie as it needs is copied."""
+    rows, columns = x.shape[-2:]
+    *outer, down, across = (s // x.itemsize for s in x.strides)
+    stride = _stride(x.shape[:-2], outer)
+    if stride is not None:
+        if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+            return Operand(x, False, columns if rows == 1 else down, stride)
+        if (down == 1 or rows == 1) and (across >= rows or columns == 1):
+            return Operand(x, True, rows if columns == 1 else across, stride)
+    return Operand(array_module(x).ascontiguousarray(x), False, columns, rows * columns)
+
+
+def _stride(shape: tuple[int, ...], strides: list[int]) -> int | None:
+    """Return the one stride by which the leading axes can be walked, None if it takes several."""
+    axes = [(n, s) for n, s in zip(shape, strides) if n > 1]
+    for (_, outer), (n, inner) in itertools.pairwise(axes):
+        if outer != n * inner:
+            return None
+    return axes[-1][1] if axes else 0
+
+
+def compute_type(char: str) -> int:
+    """Return the precision in which products of a dtype add up; float32's is TF32 if CUPY_TF32 says so."""
+    if char == "d":
+        return COMPUTE_64F
+    return COMPUTE_32F_FAST_TF32 if char == "f" and os.environ.get("CUPY_TF32", "0") != "0" else COMPUTE_32F
+
+
+def arguments(a: Array, b: Array, out: Array) -> tuple[tuple[Any, ...], Any]:
+    """Return the arguments of out = a @ b after the handle, and what must stay alive until the call is made.
+
+    Args:
+        a, b, out: (..., n, k), (..., k, m) and a contiguous (..., n, m), of one dtype and with the same leading axes.
+    """
+    n, k = a.shape[-2:]
+    m, char = b.shape[-1], out.dtype.char
+    left, right = operand(a), operand(b)
+    scalar = ctypes.c_double if char == "d" else ctypes.c_float  # as the compute type
+    one, zero = scalar(1), scalar(0)
+    kind = DTYPES[char]
+    call = (
+        int(right.transposed), int(left.transposed), m, n, k,
+        ctypes.addressof(one), address(right.array), kind, right.leading, right.stride,
+        address(left.array), kind, left.leading, left.stride,
+        ctypes.addressof(zero), address(out), kind, m, n * m,
+        math.prod(out.shape[:-2]), compute_type(char), DEFAULT_ALGORITHM,
+    )  # fmt: skip
+    return call, (left, right, one, zero)
+
+
+def address(x: Array) -> int:
+    """Return where an array's first element lies."""
+    return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """a (..., n, k) @ b (..., k, m), leading axes broadcast; a vector is one row or column, as in NumPy.
+
+    Dtypes that cuBLAS does not multiply go to CuPy. float16 is added up in float32 and rounded once.
+    """
+    xp = array_module(a)
+    dtype = np.result_type(a.dtype, b.dtype)
+    if dtype.char not in DTYPES:
+        return a @ b
+    a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    rows, columns = a if a.ndim > 1 else a[None, :], b if b.ndim > 1 else b[:, None]
+    lead = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+    shape = (*lead, rows.shape[-2], columns.shape[-1])
+    if 0 in shape or rows.shape[-1] == 0:
+        y = xp.zeros(shape, dtype)
+    else:
+        y = xp.empty(shape, dtype)
+        rows, columns = (xp.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (rows, columns))
+        call, alive = arguments(rows, columns, y)
+        gemm(*call)
+        del alive  # CuPy's pool gives the memory of copies out again in the stream's order
+    if b.ndim == 1:
+        y = y[..., 0]
+    return y[..., 0, :] if a.ndim == 1 and b.ndim > 1 else y[..., 0] if a.ndim == 1 else y
+
+
+def contracts(subscripts: str) -> bool:
+    """Return whether `contract` can do this: two operands, each letter in both of them or in the result."""
+    operands, result = subscripts.split("->")
+    left, *others = operands.split(",")
+    if len(others) != 1:
+        return False
+    right = others[0]
+    return set(left) <= {*right, *result} and set(right) <= {*left, *result}
+
+
+def contract(subscripts: str, a: Array, b: Array) -> Array:
+    """einsum of two operands as one product of stacks: letters in both and the result number the matrices."""
+    operands, result = subscripts.split("->")
+    left, right = operands.split(",")
+    size = dict(zip(left + right, a.shape + b.shape))
+    stack = [c for c in left if c in right and c in result]
+    inner = [c for c in left if c in right and c not in result]
+    rows, columns = [c for c in left if c not in right], [c for c in right if c not in left]
+
+    def matrices(x: Array, letters: str, *groups: list[str]) -> Array:
+        turned = x.transpose([letters.index(c) for group in groups for c in group])
+        return turned.reshape([math.prod(size[c] for c in group) for group in groups])
+
+    y = matmul(matrices(a, left, stack, rows, inner), matrices(b, right, stack, inner, columns))
+    found = stack + rows + columns
+    return y.reshape([size[c] for c in found]).transpose([found.index(c) for c in result])
+
+
+@functools.cache
+def _library() -> Any:
+    """cuBLAS as CuPy has loaded it: its module is linked to it, so its symbols are found through that."""
+    library = ctypes.CDLL(importlib.import_module("cupy_backends.cuda.libs.cublas").__file__)
+    library.cublasSetStream_v2.argtypes = [POINTER, POINTER]
+    library.cublasGemmStridedBatchedEx.argtypes = SIGNATURE
+    return library
+
+
+def gemm(*call: Any) -> None:
+    """Queue a product on the current stream.
+
+    Raises:
+        RuntimeError: cuBLAS refuses it.
+    """
+    cupy = sys.modules["cupy"]
+    library, handle = _library(), cupy.cuda.device.get_cublas_handle()
+    status = library.cublasSetStream_v2(handle, cupy.cuda.get_current_stream().ptr)
+    status = status or library.cublasGemmStridedBatchedEx(handle, *call)
+    if status:
+        raise RuntimeError(f"cublasGemmStridedBatchedEx{call}: cublasStatus_t {status}")
