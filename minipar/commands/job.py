@@ -197,4 +197,5 @@ def continue_text(
     if not isinstance(model, GPT) or vocabulary is None:
         raise UsageError("generate: this run's model is no GPT on text")
     ids = vocabulary.encode(prompt)
-    return vocabulary.decode(generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed))
+    options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, seed=seed, vocab=len(vocabulary))
+    return vocabulary.decode(generate(model, ids, tokens, **options))

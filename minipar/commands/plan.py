@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from minipar.comm.slow import parse_bandwidth, parse_latency
 from minipar.commands.report import console
 from minipar.config import TrainConfig
 from minipar.errors import DataError, UsageError
-from minipar.models import GPTConfig
 from minipar.parallel.partition.devices import UNITS
 from minipar.planner.explain import advice, bytes_text, pace_text, seconds_text, step_parts, winner_text
 from minipar.planner.layout import PRECISIONS, Precision
@@ -53,35 +52,40 @@ def subject_of(model: str, given: dict[str, Any]) -> Subject:
     """Return what a model's name and sizes mean.
 
     Args:
-        model: mlp, convnet or gpt, as `minipar train` makes them; or a preset.
-        given: settings of `TrainConfig` that were given, None for those that were not; and "vocab".
+        model: mlp, convnet or gpt, as `minipar train` makes them; or a preset, a GPT of the sizes of a paper.
+        given: settings of `TrainConfig` that were given, None for those that were not.
 
     Raises:
         UsageError: an unknown model, or sizes it does not have.
     """
     sizes = {name: value for name, value in given.items() if value is not None}
-    vocab = sizes.pop("vocab", None)
+    kind, preset_name = model, None
     if model in MODELS:
-        known = MODELS[model]
-        config = TrainConfig(
-            model="gpt", seq_len=known.seq_len, width=known.width, layers=known.layers, heads=known.heads,
-            batch=BATCHES[model], device="cpu",
-        )  # fmt: skip
-        config = replace(config, **sizes).resolved()
-        c: Any = config
-        return Subject(
-            config, shape_of("gpt", GPTConfig(vocab or known.vocab, c.seq_len, c.width, c.layers, c.heads)), model
-        )
-    if model not in KINDS:
+        known = {**vars(MODELS[model]), "batch": BATCHES[model]}
+        kept = ("vocab", "seq_len", "width", "layers", "heads", "batch")
+        sizes = {name: known[name] for name in kept} | sizes
+        kind, preset_name = "gpt", model
+    elif model not in KINDS:
         raise UsageError(f"plan: model {model!r} is unknown: use {', '.join(KINDS)}, or a preset: {', '.join(MODELS)}")
-    config = TrainConfig(model=model, device="cpu", **sizes).resolved()
-    if vocab is not None:
-        if model != "gpt":
-            raise UsageError(f"plan: --vocab has no meaning for {model}")
-        c = config
-        return Subject(config, shape_of("gpt", GPTConfig(vocab, c.seq_len, c.width, c.layers, c.heads)))
-    built: Any = build_model(config, load_data(config).info)
-    return Subject(config, shape_of(model, built.config))
+    config = TrainConfig(model=kind, device="cpu", **sizes).resolved()
+    info = {"vocabulary_size": config.vocab} if config.vocab is not None else load_data(config).info
+    built: Any = build_model(config, info)
+    return Subject(config, shape_of(kind, built.config), preset_name)
+
+
+def data_remark(config: TrainConfig) -> str | None:
+    """Return what the data lacks for training with these settings, None if nothing."""
+    try:
+        data = load_data(config)
+        build_model(config, data.info)
+    except UsageError as error:
+        return f"the data of this command will not do: {error}"
+    if len(data.train) < (config.batch or 0):
+        return (
+            f"{config.data} has {len(data.train)} samples, less than a batch of {config.batch}: to train, give --data"
+            " a larger file"
+        )
+    return None
 
 
 def machine_of(name: str | None, network: str | None) -> Machine:
@@ -183,6 +187,8 @@ def plan_command(
     for line in advice(found):
         screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"\n{command_of(subject, best, count, chosen)}", markup=False, soft_wrap=True)
+    if (remark := data_remark(subject.config)) is not None:
+        screen.print(remark, markup=False, soft_wrap=True)
     measured = None
     if run_top is not None:
         measured = _run(subject, found, run_top, count, latency, bandwidth)
@@ -208,7 +214,7 @@ def command_of(subject: Subject, best: Candidate, ranks: int, precision: Precisi
     """Return the very command that trains in this layout."""
     c = subject.config
     words = ["minipar", "run", "-n", str(ranks), "train", c.model]
-    names = ("data", "layers", "width", "heads", "seq_len", "batch", "norm")
+    names = ("data", "vocab", "layers", "width", "heads", "seq_len", "batch", "norm")
     for name in names:
         value = getattr(c, name)
         if value is not None:

@@ -142,6 +142,8 @@ def _pipelined(
     if borrowed and held_parameters(stages[-1]) > sum(b.parameters for c in stages[-1] for b in c):
         pair = groups["pp"]._replace(ranks=2, stride=groups["pp"].stride * (p - 1))
         late += collective(machine, "all_reduce", borrowed * precision.gradients, pair).total
+        if layout.zero:  # summed whole before, see `parallel.pipeline.stage.Stage.sum_tied`
+            late += collective(machine, "all_reduce", borrowed * precision.gradients, groups["dp"]).total
     exposed = late + max(0.0, span * (1 - bubble) - compute) if timeline is None else late
     return Step(
         span + late + last + fixed, compute, messages, exposed, last, fixed, bubble, timeline
