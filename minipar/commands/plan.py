@@ -142,9 +142,12 @@ def precision_of(name: str | None, machine: Machine) -> Precision:
 def plan_command(
     model: str, machine: str | None, network: str | None, ranks: int | None, memory: str | None,
     precision: str | None, sizes: dict[str, Any], run_top: int | None, latency: str | None, bandwidth: str | None,
-    png: Path | None,
+    png: Path | None, everything: bool = False,
 ) -> Plan:  # fmt: skip
     """Print the plan; return it.
+
+    Args:
+        everything: all layouts and all reasons instead of the best few.
 
     Raises:
         UsageError: unknown names, a machine file that lacks something, nothing that fits; each says what would.
@@ -178,11 +181,24 @@ def plan_command(
         f" {chosen.name}, on {count} ranks of {where.name}, {bytes_text(found.limit)} each\n",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    screen.print(plan_table(found))
+    if where.measured is not None and count > where.node_ranks:
+        screen.print(
+            f"{where.name} was measured with {where.node_ranks} ranks: {count} are taken for {-(-count // where.node_ranks)}"
+            " such machines, whose ranks reach each other as fast as those of one. For more ranks on this one:"
+            f" minipar calibrate --ranks {count}\n",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    screen.print(plan_table(found, None if everything else SHOWN))
+    if (left := len(found.candidates) - SHOWN) > 0 and not everything:
+        screen.print(f"and {left} more: --all shows them", markup=False)
     screen.print()
-    for reason, layouts in list(found.refused.items())[:REASONS]:
-        more = f", and {len(layouts) - 2} more" if len(layouts) > 2 else ""
-        screen.print(f"not possible: {'; '.join(layouts[:2])}{more}: {reason}", markup=False, soft_wrap=True)
+    reasons = list(found.refused.items())
+    for reason, layouts in reasons if everything else reasons[:REASONS]:
+        named = layouts if everything else layouts[:2]
+        more = f", and {len(layouts) - len(named)} more" if len(layouts) > len(named) else ""
+        screen.print(f"not possible: {'; '.join(named)}{more}: {reason}", markup=False, soft_wrap=True)
+    if (left := len(reasons) - REASONS) > 0 and not everything:
+        screen.print(f"and for {left} more reasons: --all shows them", markup=False)
     screen.print(f"\n{winner_text(found)}\n", markup=False, soft_wrap=True)
     for line in advice(found):
         screen.print(line, markup=False, soft_wrap=True)
@@ -197,13 +213,13 @@ def plan_command(
     return found
 
 
-def plan_table(found: Plan) -> Table:
-    """Return the best layouts as a table."""
+def plan_table(found: Plan, shown: int | None = SHOWN) -> Table:
+    """Return the best layouts as a table, all of them for None."""
     table = Table(box=None, pad_edge=False)
     table.add_column("layout", overflow="fold")
     for heading in ("step", "memory", "bubble", "sent by dp", "pp", "tp"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for c in found.candidates[:SHOWN]:
+    for c in found.candidates[:shown]:
         sent = [bytes_text(c.traffic[axis]) if c.traffic[axis] else "–" for axis in ("dp", "pp", "tp")]
         bubble = f"{100 * c.step.bubble:.1f} %" if c.layout.pp > 1 else "–"
         table.add_row(str(c.layout), seconds_text(c.step.seconds), bytes_text(c.memory.total), bubble, *sent)
