@@ -179,6 +179,26 @@ def generate(
 
 
 @app.command()
+def compare(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="directories of runs, going on or finished")
+    ],
+    png: Annotated[
+        Path, typer.Option(help="draw the loss curves here, and speed over ranks beside it, as …-scaling")
+    ] = Path("compare.png"),
+) -> None:
+    """Put runs side by side: a table, their loss curves in one picture, and how their speed scales with ranks.
+
+    Example: minipar compare runs/one runs/two --png compare.png
+    """
+    from minipar.commands.compare import compare_command
+
+    with from_command_line():
+        comm = world()
+    agreed(comm, lambda: compare_command(directories, png) if comm.rank == 0 else None)
+
+
+@app.command()
 def schedule(
     name: Annotated[
         str, typer.Argument(help="naive, gpipe, 1f1b, interleaved, zb-h1, or a CSV file of your own")

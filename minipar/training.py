@@ -96,7 +96,7 @@ def build_model(config: TrainConfig, info: Any) -> Model:
     if config.model == "gpt":
         known = info["vocabulary_size"]
         if c.vocab is not None and c.vocab < known:
-            raise UsageError(f"--vocab is {c.vocab}, but the data has {known} different characters: give at least those")
+            raise UsageError(f"--vocab is {c.vocab}, and the data has {known} different characters: give as many")
         sizes = GPTConfig(c.vocab or known, c.seq_len, c.width, c.layers, c.heads, c.dropout, c.tied)
         return GPT(sizes)
     channels, height, width = info["image_shape"]

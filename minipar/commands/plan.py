@@ -7,7 +7,6 @@ the best layouts are run here, and what was predicted stands beside what was mea
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,24 +15,21 @@ from typing import Any
 from rich.table import Table
 
 from minipar.comm.slow import parse_bandwidth, parse_latency
+from minipar.commands.plan_run import SHOWN, draw_plan, run_best
 from minipar.commands.report import console
 from minipar.config import TrainConfig
-from minipar.errors import DataError, UsageError
+from minipar.errors import UsageError
 from minipar.parallel.partition.devices import UNITS
-from minipar.planner.explain import advice, bytes_text, pace_text, seconds_text, step_parts, winner_text
+from minipar.planner.explain import advice, bytes_text, seconds_text, winner_text
 from minipar.planner.layout import PRECISIONS, Precision
 from minipar.planner.machine import Machine, read_machine
 from minipar.planner.plan import Candidate, Plan, plan
 from minipar.planner.presets import BATCHES, GPUS, MODELS, preset
-from minipar.planner.reference import CALM
-from minipar.planner.run_layouts import config_of, run_layouts
 from minipar.planner.shapes import Shape, shape_of
-from minipar.planner.step_time import predict
-from minipar.plot import memory_bars, plan_comparison
 from minipar.training import build_model, load_data
 
 MACHINE_FILE = Path("machine.json")
-SHOWN, REASONS = 10, 8
+REASONS = 8
 WIDTH = 130  # of what is no terminal
 PICTURES = (".png", ".pdf", ".svg")
 KINDS = ("mlp", "convnet", "gpt")
@@ -181,11 +177,11 @@ def plan_command(
         f" {chosen.name}, on {count} ranks of {where.name}, {bytes_text(found.limit)} each\n",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    if where.measured is not None and count > where.node_ranks:
+    if where.measured is not None and count > (here := where.node_ranks):
         screen.print(
-            f"{where.name} was measured with {where.node_ranks} ranks: {count} are taken for {-(-count // where.node_ranks)}"
-            " such machines, whose ranks reach each other as fast as those of one. For more ranks on this one:"
-            f" minipar calibrate --ranks {count}\n",
+            f"{where.name} was measured with {here} ranks: {count} are taken for {-(-count // here)} such machines,"
+            " whose ranks reach each other as fast as those of one. For more ranks on this one: minipar calibrate"
+            f" --ranks {count}\n",
             markup=False, soft_wrap=True,
         )  # fmt: skip
     screen.print(plan_table(found, None if everything else SHOWN))
@@ -205,11 +201,11 @@ def plan_command(
     screen.print(f"\n{command_of(subject, best, count, chosen)}", markup=False, soft_wrap=True)
     if (remark := data_remark(subject.config)) is not None:
         screen.print(remark, markup=False, soft_wrap=True)
-    measured = None
+    ran = None
     if run_top is not None:
-        measured = _run(subject, found, run_top, count, latency, bandwidth)
+        ran = run_best(subject.config, found, run_top, count, latency, bandwidth)
     if png is not None:
-        _draw(found, png, measured)
+        draw_plan(found, png, ran)
     return found
 
 
@@ -241,55 +237,3 @@ def command_of(subject: Subject, best: Candidate, ranks: int, precision: Precisi
         words += ["--dtype", precision.name]
     words += best.layout.options()
     return " ".join(words)
-
-
-def _run(
-    subject: Subject, found: Plan, top: int, ranks: int, latency: str | None, bandwidth: str | None
-) -> dict[str, float]:
-    """Run the best layouts here, print predicted beside measured, and return the measured seconds.
-
-    Predictions are for the machine's pace at this moment, which the reference step tells.
-    """
-    chosen = found.candidates[:top]
-    configs = [config_of(subject.config, c.layout, found.precision) for c in chosen]
-    runs = run_layouts(configs, ranks, latency, bandwidth)
-    pace = runs.pace(found.machine, found.shape.model)
-    now = found.machine.paced(pace)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layout", overflow="fold")
-    for heading in ("predicted", "measured", "error", "memory predicted", "held", "error"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for c, run in zip(chosen, runs.layouts):
-        seconds = predict(found.shape, now, c.layout, found.batch, found.precision).seconds
-        pairs = ((seconds, run.seconds, seconds_text), (c.memory.total, run.held, bytes_text))
-        cells = [(text(a), text(b), f"{100 * (a / b - 1):+.0f} %") for a, b, text in pairs]
-        table.add_row(str(c.layout), *itertools.chain(*cells))
-    screen = console()
-    screen.print()
-    screen.print(table)
-    screen.print(f"\n{pace_text(pace)}", markup=False, soft_wrap=True)
-    measured = [run.seconds for run in runs.layouts]
-    best = min(measured)
-    slower = 100 * (measured[0] / best - 1)
-    verdict = f"is {slower:.0f} % slower than the fastest" if measured[0] > best else "is the fastest"
-    screen.print(f"of {len(measured)} that were run, the layout chosen {verdict}", markup=False)
-    if (disturbed := max(run.disturbed for run in runs.layouts)) > CALM:
-        screen.print(
-            f"other programs had the ranks' cores for up to {100 * disturbed:.0f} % of these steps: measured times are"
-            " too long, and the comparison means little",
-            soft_wrap=True,
-        )  # fmt: skip
-    return {str(c.layout): s for c, s in zip(chosen, measured)}
-
-
-def _draw(found: Plan, path: Path, measured: dict[str, float] | None) -> None:
-    """Draw the comparison into `path`, and the memory of the same layouts beside it, as …-memory."""
-    shown = found.candidates[:SHOWN]
-    title = f"{found.shape.model}, {found.ranks} ranks of {found.machine.name}"
-    memory_path = path.with_name(f"{path.stem}-memory{path.suffix}")
-    try:
-        plan_comparison({str(c.layout): step_parts(c) for c in shown}, path, measured=measured, title=title)
-        memory_bars({str(c.layout): vars(c.memory) for c in shown}, memory_path, limit=found.limit, title=title)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
-    console().print(f"\npictures: {path}, {memory_path}", markup=False)

@@ -111,7 +111,7 @@ TRAFFIC_CASES = [
     ("mlp", Layout(pp=2, schedule="zb-h1", microbatches=4)),
     ("gpt", Layout(dp=2, pp=2, tp=2, schedule="1f1b", microbatches=4)),
     ("gpt", Layout(dp=2, pp=2, zero=1, schedule="1f1b", microbatches=4)),
-    # Stages whose two ends are unequal: narrow layers against wide ones, whole activations against parts, halved images.
+    # Stages whose ends are unequal: narrow layers and wide ones, whole activations and parts, halved images.
     ("narrow mlp", Layout(pp=2, schedule="1f1b", microbatches=4)),
     ("deep mlp", Layout(pp=2, tp=2, schedule="1f1b", microbatches=4)),
     ("deep mlp", Layout(pp=4, tp=2, schedule="1f1b", microbatches=4)),

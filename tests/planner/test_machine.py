@@ -96,7 +96,8 @@ def test_measurements_that_cannot_be_are_named(change: dict[str, Any], named: st
 
 @pytest.mark.parametrize(
     ("key", "value", "named"),
-    [("memory", -1, "memory = -1"), ("matmul", {"float32": {"peak": 1e12, "efficiency": 0}}, "efficiency = 0"), ("node_ranks", 0, "node_ranks = 0"), ("overhead", -1, "overhead = -1"),
+    [("memory", -1, "memory = -1"), ("matmul", {"float32": {"peak": 1e12, "efficiency": 0}}, "efficiency = 0"),
+     ("node_ranks", 0, "node_ranks = 0"), ("overhead", -1, "overhead = -1"),
      ("memory", "much", "much")],
 )  # fmt: skip
 def test_values_that_cannot_be_are_named(key: str, value: object, named: str, tmp_path: Path) -> None:

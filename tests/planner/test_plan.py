@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -116,11 +117,12 @@ def test_when_nothing_fits_the_smallest_change_is_named_and_helps() -> None:
 @pytest.mark.parametrize(("ranks", "near"), [(97, {96, 99}), (10_007, {768})])
 def test_when_no_layout_is_possible_the_nearest_ranks_and_batch_are_named_and_help(ranks: int, near: set[int]) -> None:
     found = plan(GPT, PLAIN, ranks, 32)
-    with pytest.raises(UsageError, match="is possible: .*dp above 32") as error:
+    with pytest.raises(UsageError, match=r"is possible: .*dp above 32") as error:
         _ = found.best
     named = [int(words.split()[0].strip(",")) for words in str(error.value).split("--ranks ")[1:]]
     assert set(named) == near and all(plan(GPT, PLAIN, n, 32).candidates for n in named)
-    assert not any(plan(GPT, PLAIN, n, 32).candidates for n in range(min(ranks, 768) - 1, max(n for n in near if n < ranks), -1))
+    between = range(max(n for n in near if n < ranks) + 1, min(ranks, 768))
+    assert not any(plan(GPT, PLAIN, n, 32).candidates for n in between)
     batch = int(str(error.value).split("--batch ")[1])
     assert batch == ranks and plan(GPT, PLAIN, ranks, batch).candidates
 
@@ -284,8 +286,9 @@ def test_the_command_trains_the_very_model(model: str) -> None:
     found = plan(subject.shape, preset("a100-80gb"), 8, subject.config.batch or 0, FP16)
     words = command_of(subject, found.best, 8, FP16).split()
     words = words[words.index("train") + 2 :]
-    given = dict(zip(words, words[1:]))
-    sizes = {name: int(given[f"--{name.replace('_', '-')}"]) for name in ("vocab", "layers", "width", "heads", "seq_len")}
+    given = dict(itertools.pairwise(words))
+    names = ("vocab", "layers", "width", "heads", "seq_len")
+    sizes = {name: int(given[f"--{name.replace('_', '-')}"]) for name in names}
     config = TrainConfig(model="gpt", data=given["--data"], **sizes).resolved()  # type: ignore[arg-type]
     built = build_model(config, load_data(config).info)
     assert sum(math.prod(p.global_shape) for p in built.parameters()) == found.shape.parameters
