@@ -1,9 +1,8 @@
 """Machines by name, from data sheets: `preset("a100-80gb")`, `preset("h100", network="ethernet-100")`.
 
-Data sheets give peaks, and a program reaches a part of them. The parts here are those with which the cost model
-meets the smallest and the largest of the ten runs that Narayanan et al. 2021 published in table 1 (`fit`; the
-test of that table shows how far off it is for the other eight). A machine at hand is measured by
-`minipar calibrate`.
+Data sheets give peaks, and a program reaches a part of them; `REACHED_…` says which, and where that is from. What
+no data sheet has, the time to start things, stands below with its source, or as the assumption that it is. A
+machine at hand is measured by `minipar calibrate`.
 """
 
 from __future__ import annotations

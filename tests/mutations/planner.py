@@ -40,7 +40,7 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "planner: a group across nodes is as fast as one inside",
-        "minipar/planner/collectives.py",
+        "minipar/comm/levels.py",
         "    if nodes == 1:\n",
         "    if nodes >= 1:\n",
         f"{TIMES}::test_across_nodes_one_part_of_each_rank_goes_over_the_network",
