@@ -25,9 +25,9 @@ from minipar.training import Job
 def fullest(job: Job, batch: Batch) -> Held:
     """Return this rank's bytes by kind, each at the moment of a step when there are most of it. Collective.
 
-    Parameters and optimizer state are those between steps; gradients those at the end of the last backward,
-    before ranks sum them; activations those after a forward, at a pipeline's fullest action, or where a
-    recomputed block's come back.
+    Parameters, their copies of mixed precision, and optimizer state are those between steps; gradients those at the
+    end of the last backward, before ranks sum them; activations those after a forward, at a pipeline's fullest
+    action, or where a recomputed block's come back.
 
     Args:
         batch: on which forward and backward run. The job takes no step; its gradients are lost.
@@ -69,7 +69,7 @@ def fullest(job: Job, batch: Batch) -> Held:
     job.optimizer.zero_grad()
     job.model.zero_grad()
     return Held(
-        seen[0].parameters,
+        seen[0].parameters + job.precision.copy_bytes,
         max(x.gradients for x in seen),
         seen[0].optimizer,
         max(x.activations for x in seen),
@@ -89,7 +89,7 @@ def _behind(edge: Edge) -> list[Edge]:
 
 
 @contextlib.contextmanager
-def _replays(counted: Module | Zero, count: Callable[[Edge], None]) -> Iterator[None]:
+def _replays(counted: Module | Zero, count: Callable[..., None]) -> Iterator[None]:
     """Inside, `count` is called with the graph of each recomputed block as soon as it is there again."""
     model = counted.model if isinstance(counted, Zero) else counted
     blocks: list[Any] = list(dict.fromkeys(model.blocks))
@@ -98,7 +98,8 @@ def _replays(counted: Module | Zero, count: Callable[[Edge], None]) -> Iterator[
         def run(*inputs: Any) -> Tensor:
             output = forward(*inputs)
             if is_replaying() and (edge := output.edge()) is not None:
-                count(edge)
+                given: Any = [(None, lambda: inputs)]  # as a deferred gradient would, it keeps the block's inputs
+                count(edge, given)
             return output
 
         return run

@@ -106,7 +106,7 @@ def _pipelined(
             extra = accumulation(sum(b.parameters for b in here), machine, precision) * (m - 1) / m
             virtual.append(Passes(one.forward, one.input, one.weight + extra, one.messages))
     groups = axis_groups(layout.dp, layout.pp, layout.tp)
-    bounds = [stages[k % p][k // p][-1].output * precision.activations for k in range(p * v - 1)]
+    bounds = [stages[k % p][k // p][-1].output_bytes(precision) for k in range(p * v - 1)]
     sends = [_boundary(machine, n, layout, scattered) for n in bounds]
     timeline = None
     if p * v * m <= SIMULATED:

@@ -32,7 +32,7 @@ def traffic(shape: Shape, layout: Layout, batch: int, precision: Precision) -> d
     samples = -(-batch // (layout.dp * layout.microbatches))
     blocks = shape.blocks(samples, layout.tp, layout.sequence_parallel)
     stages = stage_blocks(blocks, layout)
-    m, size = layout.microbatches, precision.activations
+    m = layout.microbatches
     sent = {"dp": 0.0, "pp": 0.0, "tp": 0.0}
     for stage, chunks in enumerate(stages):
         here = [block for chunk in chunks for block in chunk]
@@ -40,27 +40,27 @@ def traffic(shape: Shape, layout: Layout, batch: int, precision: Precision) -> d
         data = data_parallel_bytes(held_parameters(chunks), layout, precision)
         if layout.zero:  # a copy's gradient is summed whole, before the ranges of each stage are cut
             data += copied * float(ring_factor("all_reduce", layout.dp))
-        elements = 0.0
+        within = 0.0
         for message in (x for block in here for x in block.messages):
             again = 2 if layout.recompute and message.when == "forward" else 1
-            elements += again * message.elements * float(ring_factor(message.operation, layout.tp))
+            within += again * message.bytes(precision) * float(ring_factor(message.operation, layout.tp))
         here_sent = {
             "dp": data,
-            "pp": m * size * boundary_elements(stages, stage) + copied * float(ring_factor("all_reduce", 2)),
-            "tp": m * size * elements,
+            "pp": m * boundary_bytes(stages, stage, precision) + copied * float(ring_factor("all_reduce", 2)),
+            "tp": m * within,
         }
         sent = {axis: max(sent[axis], here_sent[axis]) for axis in sent}
     return sent
 
 
-def boundary_elements(stages: Sequence[Sequence[Sequence[Block]]], stage: int) -> int:
-    """Return the elements that a pipeline stage sends to its neighbours for one microbatch.
+def boundary_bytes(stages: Sequence[Sequence[Sequence[Block]]], stage: int, precision: Precision) -> float:
+    """Return the bytes that a pipeline stage sends to its neighbours for one microbatch.
 
     Each of its chunks hands its output on, and hands back the gradient of its input, which is as large as the
     output of the chunk before. The first chunk of all has data for its input, the last one gives the loss.
     """
     p, v = len(stages), len(stages[0])
-    outputs = [stages[k % p][k // p][-1].output for k in range(p * v - 1)]
+    outputs = [stages[k % p][k // p][-1].output_bytes(precision) for k in range(p * v - 1)]
     mine = range(stage, p * v, p)
     return sum(outputs[k] for k in mine if k < p * v - 1) + sum(outputs[k - 1] for k in mine if k)
 

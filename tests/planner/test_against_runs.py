@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,7 +55,7 @@ def held_bytes(config: TrainConfig, layout: Layout, precision: Precision) -> Hel
     return max(launch(work, layout.ranks), key=lambda held: held.total)
 
 
-FP16 = PRECISIONS["fp16"]
+FP16 = replace(PRECISIONS["fp16"], scores=4)  # as on a CPU
 MEMORY_CASES = [
     *((model, layout, FLOAT32) for model in ("mlp", "convnet", "gpt") for layout in (
         Layout(), Layout(dp=2), Layout(dp=2, zero=1), Layout(recompute=True),
@@ -66,19 +67,20 @@ MEMORY_CASES = [
     ("gpt", Layout(microbatches=4), FLOAT32),
     ("gpt", Layout(pp=2, schedule="1f1b", microbatches=4), FLOAT32),
     ("gpt", Layout(pp=2, schedule="gpipe", microbatches=4, recompute=True), FLOAT32),
-    ("mlp", Layout(), FP16), ("gpt", Layout(dp=2, zero=1), FP16), ("gpt", Layout(recompute=True), FP16),
+    ("mlp", Layout(dp=2, zero=3), FP16), ("gpt", Layout(dp=2, zero=1), FP16), ("gpt", Layout(recompute=True), FP16),
+    ("convnet", Layout(), FP16),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("model", "layout", "precision"), MEMORY_CASES, ids=lambda x: getattr(x, "name", str(x)))
-def test_memory_is_what_a_run_holds_within_ten_percent(model: str, layout: Layout, precision: Precision) -> None:
+def test_memory_is_what_a_run_holds(model: str, layout: Layout, precision: Precision) -> None:
     config = settings(model)
     stages = memory(shape(config), layout, config.batch or 0, precision)
     predicted = max(stages, key=lambda held: held.total)
     found = held_bytes(config, layout, precision)
-    assert predicted.total == pytest.approx(found.total, rel=0.10)
+    assert predicted.total == pytest.approx(found.total, rel=0.01)
     for kind in ("parameters", "gradients", "optimizer", "activations"):
-        assert getattr(predicted, kind) == pytest.approx(getattr(found, kind), rel=0.10), kind
+        assert getattr(predicted, kind) == pytest.approx(getattr(found, kind), rel=0.02), kind
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "zb-h1"])
@@ -102,7 +104,7 @@ def test_pipeline_stages_hold_what_is_predicted(schedule: str) -> None:
         assert layout.live(stage) == live
 
 
-TRAFFIC_CASES = [
+IN_FLOAT32 = [
     ("mlp", Layout(dp=2)), ("mlp", Layout(dp=2, zero=1)), ("mlp", Layout(dp=2, zero=2, microbatches=2)),
     ("mlp", Layout(dp=2, zero=3)), ("mlp", Layout(tp=2)), ("convnet", Layout(tp=2)), ("gpt", Layout(dp=4, zero=3)),
     ("gpt", Layout(tp=2)), ("gpt", Layout(tp=2, sequence_parallel=True)), ("gpt", Layout(tp=2, recompute=True)),
@@ -116,16 +118,21 @@ TRAFFIC_CASES = [
     ("deep mlp", Layout(pp=2, tp=2, schedule="1f1b", microbatches=4)),
     ("deep mlp", Layout(pp=4, tp=2, schedule="1f1b", microbatches=4)),
     ("convnet", Layout(pp=3, schedule="1f1b", microbatches=4)),
+]
+TRAFFIC_CASES = [
+    *((model, layout, FLOAT32) for model, layout in IN_FLOAT32),
+    ("gpt", Layout(pp=2, tp=2, schedule="1f1b", microbatches=4), FP16), ("convnet", Layout(tp=2), FP16),
+    ("mlp", Layout(pp=2, tp=2, schedule="1f1b", microbatches=4), FP16),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "layout"), TRAFFIC_CASES, ids=lambda x: str(x))
-def test_traffic_is_what_the_ledger_counts(model: str, layout: Layout) -> None:
+@pytest.mark.parametrize(("model", "layout", "precision"), TRAFFIC_CASES, ids=lambda x: getattr(x, "name", str(x)))
+def test_traffic_is_what_the_ledger_counts(model: str, layout: Layout, precision: Precision) -> None:
     config = settings(model)
-    predicted = traffic(shape(config), layout, config.batch or 0, FLOAT32)
+    predicted = traffic(shape(config), layout, config.batch or 0, precision)
 
     def work() -> dict[str, float]:
-        job = Job(config_of(config, layout).resolved(), world())
+        job = Job(config_of(config, layout, precision).resolved(), world())
         batches = job.loader.steps(2)
         batch = next(batches)
         job.forward_backward(batch)
