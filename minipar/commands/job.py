@@ -17,6 +17,7 @@ from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
+from minipar.parallel.strategies.layers import Layers
 from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest
 from minipar.plot import memory_bars, precision_histograms
@@ -96,8 +97,7 @@ def run_training(
             return
     validation = job.evaluate()
     trained = job.serial_model()
-    if tracing:
-        draw_memory(job, out)
+    memory = draw_memory(job, out) if tracing else ""
     if master and config.amp == "fp16":
         scaler = job.precision.scaler
         say(screen, {"loss scale": f"{scaler.get_scale():g}, {job.precision.skipped} steps skipped"})
@@ -113,7 +113,7 @@ def run_training(
             "loss curve": out / "loss.png",
             "weights": out / "model.safetensors",
             **({"trace": f"{out / 'gantt.png'}; minipar trace show {out} says more"} if tracing else {}),
-            **({"memory": out / MEMORY} if tracing else {}),
+            **({"memory": memory} if tracing else {}),
         })  # fmt: skip
         if isinstance(trained, GPT):
             screen.print("\nsample of what it writes:\n")
@@ -123,16 +123,19 @@ def run_training(
             )
 
 
-def draw_memory(job: Job, out: Path) -> None:
-    """Draw what each rank of a job that has trained holds at its fullest, by kind, into RUN/memory.png. Collective.
+def draw_memory(job: Job, out: Path) -> str:
+    """Draw what each rank of a job that has trained holds at its fullest, by kind; return where to. Collective.
 
     One more batch runs forward and backward, and no step is taken: so this comes when all else is done.
     """
+    if isinstance(job.strategy, Layers):
+        return "not counted where a policy places whole layers: they run forward and backward in one go"
     (batch,) = job.loader.steps(1)
     ranks = job.comm.all_gather_object(vars(fullest(job, batch)))
     if job.comm.rank == 0:
         held = {f"rank {rank}": kinds for rank, kinds in enumerate(ranks)}
         memory_bars(held, out / MEMORY, title=f"{job.config.model} on ranks {layout_of(job.config, job.mesh)}")
+    return str(out / MEMORY)
 
 
 def stopped_line(job: Job, saved: Path | None) -> str:

@@ -199,6 +199,12 @@ def plan_command(
     for line in advice(found):
         screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"\n{command_of(subject, best, count, chosen)}", markup=False, soft_wrap=True)
+    if chosen.sent != chosen.high and best.layout.tp * best.layout.pp > 1:
+        screen.print(
+            "the plan counts float16 messages, as Megatron-LM sends them; this command sends float32 between"
+            " tensor-parallel ranks and stages, twice the bytes",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     if (remark := data_remark(subject.config)) is not None:
         screen.print(remark, markup=False, soft_wrap=True)
     ran = None

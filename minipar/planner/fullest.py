@@ -31,6 +31,7 @@ def fullest(job: Job, batch: Batch) -> Held:
 
     Args:
         batch: on which forward and backward run. The job takes no step; its gradients are lost.
+        job: of any strategy but `Layers`, which has no moment between forward and backward.
     """
     job.optimizer.zero_grad()
     job.model.zero_grad()
@@ -91,7 +92,7 @@ def _behind(edge: Edge) -> list[Edge]:
 @contextlib.contextmanager
 def _replays(counted: Module | Zero, count: Callable[..., None]) -> Iterator[None]:
     """Inside, `count` is called with the graph of each recomputed block as soon as it is there again."""
-    model = counted.model if isinstance(counted, Zero) else counted
+    model: Any = counted.model if isinstance(counted, Zero) else counted
     blocks: list[Any] = list(dict.fromkeys(model.blocks))
 
     def watched(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:

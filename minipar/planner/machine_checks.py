@@ -32,10 +32,10 @@ def missing_keys(found: dict[str, Any], measured: tuple[str, ...]) -> list[str]:
     if isinstance(rates, dict):
         missing += [f"matmul.{name}.peak" for name, r in rates.items() if not (isinstance(r, dict) and "peak" in r)]
         missing += [] if rates else ["matmul.float32"]
-    part = found.get("measured")
-    if isinstance(part, dict):
-        missing += [f"measured.{key}" for key in measured if key not in part]
-        tables = part.get("ops")
+    there = found.get("measured")
+    if isinstance(there, dict):
+        missing += [f"measured.{key}" for key in measured if key not in there]
+        tables = there.get("ops")
         if isinstance(tables, dict):
             missing += [
                 f"measured.ops.{kind}.{key}"

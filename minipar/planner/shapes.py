@@ -36,7 +36,7 @@ class Message:
 
     def bytes(self, precision: Precision) -> float:
         """Return the bytes of the whole vector."""
-        return self.elements * (precision.activations if self.low else precision.high)
+        return self.elements * (precision.activations if self.low else precision.sent)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Block:
 
     def output_bytes(self, precision: Precision) -> float:
         """Return the bytes handed on to the next block, and as a gradient back."""
-        return self.output * (precision.activations if self.low_output else precision.high)
+        return self.output * (precision.activations if self.low_output else precision.sent)
 
     def input_bytes(self, precision: Precision) -> float:
         """Return the bytes that recomputation keeps."""

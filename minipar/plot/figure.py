@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # beside colours, for print
 LINES = ("-", "--", "-.", ":")
 
 
-def curve_style(number: int) -> dict[str, str]:
+def curve_style(number: int) -> dict[str, Any]:
     """Return colour, marker and line of a picture's n-th curve: those of the first 28 are all different."""
     return {
         "color": COLOURS[number % len(COLOURS)],

@@ -167,8 +167,8 @@ FAULTS: list[Fault] = [
     Fault(
         "planner: all activations of mixed precision are in float16",
         "minipar/planner/layout.py",
-        '"fp16": Precision("fp16", 4, 4, 8, 2, 4, 2, 2, "float16"),',
-        '"fp16": Precision("fp16", 4, 4, 8, 2, 2, 2, 2, "float16"),',
+        '"fp16": Precision("fp16", 4, 4, 8, 2, 4, 2, 2, 2, "float16"),',
+        '"fp16": Precision("fp16", 4, 4, 8, 2, 2, 2, 2, 2, "float16"),',
         f"{RUNS}::test_memory_is_what_a_run_holds",
     ),
     Fault(

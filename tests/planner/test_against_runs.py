@@ -12,7 +12,7 @@ from minipar.config import TrainConfig
 from minipar.parallel.memory import Held, held
 from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest
-from minipar.planner.layout import PRECISIONS, Layout, Precision
+from minipar.planner.layout import PRECISIONS, Layout, Precision, on_the_wire
 from minipar.planner.memory import memory
 from minipar.planner.run_layouts import config_of
 from minipar.planner.shapes import Shape, shape_of
@@ -55,7 +55,7 @@ def held_bytes(config: TrainConfig, layout: Layout, precision: Precision) -> Hel
     return max(launch(work, layout.ranks), key=lambda held: held.total)
 
 
-FP16 = replace(PRECISIONS["fp16"], scores=4)  # as on a CPU
+FP16 = on_the_wire(replace(PRECISIONS["fp16"], scores=4))  # as on a CPU, and as minipar sends
 MEMORY_CASES = [
     *((model, layout, FLOAT32) for model in ("mlp", "convnet", "gpt") for layout in (
         Layout(), Layout(dp=2), Layout(dp=2, zero=1), Layout(recompute=True),
