@@ -126,6 +126,16 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def peak_gpu_memory() -> int:
+    """Return the most bytes that CuPy's memory pool has taken from the GPU so far, 0 where none is used.
+
+    The pool keeps what is freed for the next array, so what it has is what was needed at once, and little more.
+    Ranks that are threads of one process share it.
+    """
+    cupy = sys.modules.get("cupy")
+    return 0 if cupy is None else int(cupy.get_default_memory_pool().total_bytes())
+
+
 def keep_freed_memory(megabytes: int = 1024) -> bool:
     """Let the C library reuse large freed arrays instead of returning them to the system (Linux, glibc).
 

@@ -108,8 +108,13 @@ def run(
     hostfile: Annotated[
         Path | None, typer.Option(help="hosts to run on, one HOST:RANKS a line; see docs/clusters.md")
     ] = None,
-    latency: Annotated[str | None, typer.Option(help="imitate a network: time a message takes, as 1ms")] = None,
+    latency: Annotated[
+        str | None, typer.Option(help="imitate a network: time a message takes, as 1ms; see --node-size")
+    ] = None,
     bandwidth: Annotated[str | None, typer.Option(help="and bytes it carries, as 100MB/s")] = None,
+    node_size: Annotated[
+        int | None, typer.Option(help="ranks of a node; then give two of each, inside and between: 10us,1ms")
+    ] = None,
     program: Annotated[str, typer.Argument(help="a script, or a minipar command with its options")] = "",
 ) -> None:
     """Start a script or a minipar command on N MPI ranks: this environment's mpirun, one BLAS thread a rank.
@@ -140,7 +145,7 @@ def run(
         else:
             known = ", ".join(sorted(commands))
             raise UsageError(f"run: {program!r} is neither a file nor a command that runs on ranks ({known})")
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", **network_environment(latency, bandwidth)}
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", **network_environment(latency, bandwidth, node_size)}
         if sys.stdout.isatty():
             env[TERMINAL] = str(shutil.get_terminal_size().columns)
         if hostfile is not None and not hostfile.is_file():
@@ -176,6 +181,26 @@ def generate(
     text = agreed(comm, work)
     if comm.rank == 0:
         typer.echo(text)
+
+
+@app.command()
+def compare(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="directories of runs, going on or finished")
+    ],
+    png: Annotated[
+        Path, typer.Option(help="draw the loss curves here, and speed over ranks beside it, as …-scaling")
+    ] = Path("compare.png"),
+) -> None:
+    """Put runs side by side: a table, their loss curves in one picture, and how their speed scales with ranks.
+
+    Example: minipar compare runs/one runs/two --png compare.png
+    """
+    from minipar.commands.compare import compare_command
+
+    with from_command_line():
+        comm = world()
+    agreed(comm, lambda: compare_command(directories, png) if comm.rank == 0 else None)
 
 
 @app.command()

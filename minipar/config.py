@@ -39,6 +39,9 @@ class TrainConfig:
     steps: int | None = _option(None, "optimizer steps")
     batch: int | None = _option(None, "samples in the global batch, over all ranks")
     seq_len: int | None = _option(None, "tokens in a sample", models=("gpt",))
+    vocab: int | None = _option(
+        None, "size of the vocabulary; ids above the data's are never met [default: the data's]", models=("gpt",)
+    )
     width: int | None = _option(None, "channels of the hidden layers")
     layers: int | None = _option(None, "hidden layers, residual blocks or transformer blocks")
     heads: int | None = _option(None, "attention heads", models=("gpt",))
@@ -147,6 +150,7 @@ class TrainConfig:
             "steps",
             "batch",
             "seq_len",
+            "vocab",
             "width",
             "layers",
             "heads",

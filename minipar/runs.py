@@ -9,6 +9,7 @@ RUN/model.safetensors   the trained weights; a GPT's in GPT-2's layout
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
@@ -101,6 +102,32 @@ def save_weights(model: Model, path: Path) -> None:
         save_file(model.state_dict(), path)
 
 
+def read_history(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what a run's config.json says, and its steps' lines; of a run that is going on those there are.
+
+    Raises:
+        UsageError: the directory holds no run.
+        DataError: a file in it is damaged.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UsageError(no_run(directory))
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text())
+        TrainConfig(**facts["config"])
+        lines = metrics_until(directory / "metrics.jsonl", sys.maxsize)
+        _ = facts["ranks"], facts["validation"], [(line["loss"], line["samples_per_s"]) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    return facts, lines
+
+
+def no_run(directory: Path) -> str:
+    """Return the line that says that a directory holds no run."""
+    path = directory / "config.json"
+    return f"{directory} holds no run: {path} does not exist; make one with minipar train --out {directory}"
+
+
 def load_run(directory: Path) -> tuple[Model, TrainConfig, Vocabulary | None]:
     """Return a finished run's model, settings and vocabulary.
 
@@ -110,9 +137,7 @@ def load_run(directory: Path) -> tuple[Model, TrainConfig, Vocabulary | None]:
     """
     path = directory / "config.json"
     if not path.is_file():
-        raise UsageError(
-            f"{directory} holds no run: {path} does not exist; make one with minipar train --out {directory}"
-        )
+        raise UsageError(no_run(directory))
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
         config = TrainConfig(**facts["config"])

@@ -22,7 +22,7 @@ from minipar.comm.interface import Communicator
 from minipar.config import STAGED_POLICIES, TrainConfig
 from minipar.data import Batch, Data, Loader, load
 from minipar.data.tiles import parse_tiles, with_patch_labels
-from minipar.errors import MiniparError
+from minipar.errors import MiniparError, UsageError
 from minipar.mesh import Mesh, resolve
 from minipar.models import (
     GPT,
@@ -88,10 +88,16 @@ def build_model(config: TrainConfig, info: Any) -> Model:
 
     Args:
         info: `Data.info`: vocabulary size, or image shape and number of classes.
+
+    Raises:
+        UsageError: a vocabulary smaller than the data's.
     """
     c: Any = config
     if config.model == "gpt":
-        sizes = GPTConfig(info["vocabulary_size"], c.seq_len, c.width, c.layers, c.heads, c.dropout, c.tied)
+        known = info["vocabulary_size"]
+        if c.vocab is not None and c.vocab < known:
+            raise UsageError(f"--vocab is {c.vocab}, and the data has {known} different characters: give as many")
+        sizes = GPTConfig(c.vocab or known, c.seq_len, c.width, c.layers, c.heads, c.dropout, c.tied)
         return GPT(sizes)
     channels, height, width = info["image_shape"]
     if config.model == "mlp":

@@ -314,8 +314,8 @@ for name, network in (("a100-80gb", None), ("a100-80gb", "ethernet-10"), ("h100-
 #   + \underbrace{(p-1)\,(\ldots)}_{\text{filling, draining}}
 #   + \underbrace{\text{gradients that nothing hides}}_{\text{dp}} + \text{update}$$
 #
-# GPT-3 on 1024 GPUs, with what was chosen and why (in a terminal: `minipar plan gpt-175b --machine a100-80gb
-# --ranks 1024`):
+# GPT-3 on 1024 GPUs, with what was chosen and why (in a terminal: `minipar plan --model gpt-175b --machine
+# a100-80gb --ranks 1024`):
 
 # %%
 GPT_175B = shape_of("gpt", MODELS["gpt-175b"])
@@ -357,7 +357,7 @@ with tempfile.TemporaryDirectory() as folder:
 # caches, of small products that run slower than large ones, of other programs. What a plan has to get right is
 # the *order*, and the line below the table says what its choice would have cost. The last row is claim 3 again, on
 # real ranks: layers on two ranks, one after the other. Where the first few layouts are close, run them:
-# `minipar plan mlp --machine machine.json --ranks 2 --run-top 5`.
+# `minipar plan --model mlp --machine machine.json --ranks 2 --run-top 5`.
 #
 # ## In which order to decide
 #

@@ -138,6 +138,11 @@ class autocast:
         copies[key] = weakref.ref(data, lambda _: copies.pop(key, None)), t.version, copy, graph
         return copy
 
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of the copies of parameters that are kept."""
+        return sum(copy.nbytes for _, _, copy in self._copies.values())
+
 
 class _CastHandle(Handle):
     """A parameter captured by reference and read in another precision, then as now."""

@@ -74,6 +74,11 @@ class MixedPrecision:
         self._autocast.only_float32 = self.observing
         return self._autocast
 
+    @property
+    def copy_bytes(self) -> int:
+        """Bytes of the parameters' copies in low precision."""
+        return 0 if self._autocast is None else self._autocast.copy_bytes
+
     def divisor(self, count: int) -> float:
         """Return what to divide a sum of losses by: the global count over the loss scale, applied once."""
         return count / self.scaler.get_scale() if self.scaler.enabled else count

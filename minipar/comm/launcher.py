@@ -63,9 +63,14 @@ def job_environment(ranks: int, open_mpi: bool, base: Mapping[str, str] | None =
     return environment
 
 
+def core_numbers() -> list[int]:
+    """Return the numbers of the cores that this process may run on: a launcher may have bound it to some."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
 def available_cores() -> int:
     """Return how many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(core_numbers())
 
 
 def run_mpi(

@@ -36,7 +36,11 @@ def ring_factor(operation: str, ranks: int) -> Fraction:
 
 
 class Row:
-    """The running totals of one operation in one group."""
+    """The running totals of one operation in one group.
+
+    Two grids cut from the same ranks name their groups alike ("world/tp0" of 4 ranks, then of 2), and a ring over
+    4 sends more than one over 2: so groups of one name and different sizes have a row each.
+    """
 
     __slots__ = ("bytes", "calls", "elements", "group", "operation", "ranks")
 
@@ -77,11 +81,11 @@ class Ledger:
     """One rank's counts. A communicator and everything split from it write into the same ledger."""
 
     def __init__(self) -> None:
-        self._rows: dict[tuple[str, str], Row] = {}
+        self._rows: dict[tuple[str, str, int], Row] = {}
 
     def row(self, operation: str, group: str, ranks: int) -> Row:
-        """Return the row to add to, a new one of zeros on first use."""
-        key = (operation, group)
+        """Return the row of a group of so many ranks to add to, a new one of zeros on first use."""
+        key = (operation, group, ranks)
         if key not in self._rows:
             self._rows[key] = Row(operation, group, ranks)
         return self._rows[key]
@@ -119,14 +123,19 @@ class Ledger:
 
     def as_dict(self) -> dict[tuple[str, str], tuple[int, int, int]]:
         """Return {(operation, group): (calls, elements, bytes)}: what a test compares with `==`."""
-        return {(row.operation, row.group): (row.calls, row.elements, row.bytes) for row in self.rows()}
+        return {key: (t.calls, t.elements, t.bytes) for key, t in self._by_name().items()}
+
+    def _by_name(self) -> dict[tuple[str, str], Total]:
+        """Return the sums by operation and group, groups of one name and different sizes together."""
+        names = dict.fromkeys((row.operation, row.group) for row in self.rows())
+        return {(operation, group): self.total(operation, group) for operation, group in names}
 
     def table(self) -> str:
         """Return the counts as aligned text, one line an operation and group."""
         head = ("operation", "group", "calls", "elements", "bytes", "ring elements")
         body = [
-            (r.operation, r.group, str(r.calls), str(r.elements), str(r.bytes), f"{float(r.ring_elements):g}")
-            for r in self.rows()
+            (*key, str(t.calls), str(t.elements), str(t.bytes), f"{float(t.ring_elements):g}")
+            for key, t in self._by_name().items()
         ]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         lines = []

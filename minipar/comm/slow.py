@@ -1,9 +1,10 @@
 """A communicator behind a slower network: one machine imitates several that are far apart.
 
     minipar run -n 2 --latency 1ms --bandwidth 100MB/s train gpt --pp 2
+    minipar run -n 4 --latency 10us,1ms --bandwidth 10GB/s,100MB/s --node-size 2 train gpt   # inside a node, between
 
 Every message arrives α + βn seconds after it was sent, at the earliest, and a collective ends that much after
-its last rank began it as `Clock.collective` says. Nothing waits on the way: a rank that computes meanwhile
+its last rank began it as `Levels.collective` says. Nothing waits on the way: a rank that computes meanwhile
 finds the message there, so what a program hides behind computation is hidden here, too. Time is that of the
 machine's one monotonic clock, so all ranks must be on it.
 """
@@ -25,24 +26,26 @@ from minipar.comm.clock import Clock
 from minipar.comm.guard import Call
 from minipar.comm.interface import Communicator, Work
 from minipar.comm.ledger import Ledger
+from minipar.comm.levels import Levels
 from minipar.errors import UsageError
 
-LATENCY, BANDWIDTH = "MINIPAR_LATENCY", "MINIPAR_BANDWIDTH"
+LATENCY, BANDWIDTH, NODE_SIZE = "MINIPAR_LATENCY", "MINIPAR_BANDWIDTH", "MINIPAR_NODE_SIZE"
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 BYTES = {"B/s": 1.0, "kB/s": 1e3, "MB/s": 1e6, "GB/s": 1e9}
 
 
 class SlowCommunicator(Communicator):
-    """`inner` behind a network of `clock.alpha` seconds a message and `clock.beta` seconds a byte.
+    """`inner` behind a network: `clock.alpha` seconds a message and `clock.beta` a byte, or two levels of that.
 
     All ranks of a group wrap it at the same point of the program; what is split from it is as slow. Collectives
     of one group follow each other on the wire, messages do not slow each other (as in the pipeline simulator
     and in virtual time). The ledger counts what the program asked for, not the time stamps sent along.
     """
 
-    def __init__(self, inner: Communicator, clock: Clock) -> None:
+    def __init__(self, inner: Communicator, network: Clock | Levels) -> None:
         super().__init__(inner.rank, inner.members, inner.name, inner.journal)
-        self.inner, self.clock = inner, clock
+        self.inner = inner
+        self.network = network if isinstance(network, Levels) else Levels(network, network, 1)
         self._number = inner._number  # calls are numbered here from now on
         stamps = inner.split(0, name="slow")
         assert stamps is not None
@@ -64,7 +67,8 @@ class SlowCommunicator(Communicator):
 
     def ends(self, call: Call, nbytes: int, latest: float) -> float:
         """Return when a collective ends that its last rank began at `latest`; the wire is taken until then."""
-        self.busy_until = max(latest, self.busy_until) + self.clock.collective(call.operation, nbytes, self.size)
+        seconds = self.network.collective(call.operation, nbytes, self.members)
+        self.busy_until = max(latest, self.busy_until) + seconds
         return self.busy_until
 
     def settle(self, until: SlowCollective | None = None) -> None:
@@ -108,12 +112,13 @@ class SlowCommunicator(Communicator):
 
     def _split(self, call: Call, color: int | None, key: int, prefix: str) -> Communicator | None:
         part = self._after(call, 0, self.inner._split, color, key, prefix)
-        return part if part is None or part.size == 1 else SlowCommunicator(part, self.clock)
+        return part if part is None or part.size == 1 else SlowCommunicator(part, self.network)
 
     # Messages -----------------------------------------------------------------------------------------
 
     def _isend(self, call: Call, x: Array) -> Work:
-        arrival = np.array([time.monotonic() + self.clock.message(x.nbytes)])
+        to = self.members[call.peer or 0]
+        arrival = np.array([time.monotonic() + self.network.message(self.members[self.rank], to, x.nbytes)])
         stamp = self.stamps.isend(arrival, call.peer or 0, call.tag or 0)
         return SlowSend(self.inner._isend(call, x), stamp)
 
@@ -227,41 +232,62 @@ def _number(text: str, units: dict[str, float], option: str) -> float:
     return value
 
 
-def network_environment(latency: str | None, bandwidth: str | None) -> dict[str, str]:
+def network_environment(
+    latency: str | None, bandwidth: str | None, node_size: int | None = None
+) -> dict[str, str]:
     """Return the variables that put a job behind such a network.
 
+    Args:
+        latency, bandwidth: of every link; with `node_size` two of each, inside a node and between nodes: "10us,1ms".
+
     Raises:
-        UsageError: no such time or bandwidth.
+        UsageError: no such time or bandwidth, or two of them without the size of a node.
     """
-    out = {}
-    if latency is not None:
-        parse_latency(latency)
-        out[LATENCY] = latency
-    if bandwidth is not None:
-        parse_bandwidth(bandwidth)
-        out[BANDWIDTH] = bandwidth
+    if "" in (latency, bandwidth):
+        raise UsageError("--latency and --bandwidth are empty: give 1ms or 100MB/s, for example, or leave them out")
+    out = {} if node_size is None else {NODE_SIZE: str(node_size)}
+    out |= {} if latency is None else {LATENCY: latency}
+    out |= {} if bandwidth is None else {BANDWIDTH: bandwidth}
+    _network(latency, bandwidth, node_size)
     return out
 
 
-def network_in_environment() -> Clock | None:
-    """Return the network that `minipar run` was asked to imitate; None if it was not."""
-    latency, bandwidth = os.environ.get(LATENCY), os.environ.get(BANDWIDTH)
-    if not latency and not bandwidth:
+def _network(latency: str | None, bandwidth: str | None, node_size: int | None) -> Clock | Levels | None:
+    given = [text for text in (latency, bandwidth) if text]
+    if node_size is None and any("," in text for text in given):
+        raise UsageError(f"{', '.join(given)}: for links inside a node and between nodes give --node-size as well")
+    if not given:
+        if node_size is not None:
+            raise UsageError("--node-size is for --latency or --bandwidth, of the links in a node and between nodes")
         return None
-    return Clock(
-        parse_latency(latency) if latency else 0.0, 1 / parse_bandwidth(bandwidth) if bandwidth else 0.0
-    )
+
+    def both(text: str | None, parse: Callable[[str], float]) -> list[float]:
+        words = text.split(",") if text else []
+        if len(words) > 2:
+            raise UsageError(f"{text}: give one for all links, or two: inside a node and between nodes")
+        return [parse(word) for word in words] * (2 if len(words) == 1 else 1) or [0.0, 0.0]
+
+    alphas = both(latency, parse_latency)
+    betas = both(bandwidth, lambda text: 1 / parse_bandwidth(text))
+    node, cluster = (Clock(alpha, beta) for alpha, beta in zip(alphas, betas))
+    return node if node_size is None else Levels(node, cluster, node_size)
+
+
+def network_in_environment() -> Clock | Levels | None:
+    """Return the network that `minipar run` was asked to imitate; None if it was not."""
+    size = os.environ.get(NODE_SIZE)
+    return _network(os.environ.get(LATENCY), os.environ.get(BANDWIDTH), int(size) if size else None)
 
 
 def as_environment_says(comm: Communicator) -> Communicator:
-    """Return `comm`, behind the network that MINIPAR_LATENCY and MINIPAR_BANDWIDTH describe if they are set.
+    """Return `comm`, behind the network that MINIPAR_LATENCY, _BANDWIDTH and _NODE_SIZE describe if they are set.
 
     The same object each time. The first call is collective.
     """
-    clock = network_in_environment()
-    return comm if clock is None or comm.size == 1 else _behind(comm, clock)
+    network = network_in_environment()
+    return comm if network is None or comm.size == 1 else _behind(comm, network)
 
 
 @functools.cache
-def _behind(comm: Communicator, clock: Clock) -> Communicator:
-    return SlowCommunicator(comm, clock)
+def _behind(comm: Communicator, network: Clock | Levels) -> Communicator:
+    return SlowCommunicator(comm, network)

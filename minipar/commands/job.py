@@ -11,14 +11,16 @@ import numpy as np
 from minipar.agreement import agreed
 from minipar.amp import PrecisionPolicy
 from minipar.comm.interface import Communicator
-from minipar.comm.launcher import available_cores
 from minipar.commands.report import console, progress, say, verify_table
 from minipar.config import TrainConfig
 from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
-from minipar.plot import precision_histograms
+from minipar.parallel.strategies.layers import Layers
+from minipar.parallel.strategies.pipelined import Pipelined
+from minipar.planner.fullest import fullest
+from minipar.plot import memory_bars, precision_histograms
 from minipar.resume import Saving, check_can_save, resume
 from minipar.runs import RunWriter
 from minipar.stopping import StopRequest
@@ -26,6 +28,8 @@ from minipar.trace import recording
 from minipar.traces.record import RunRecorder
 from minipar.training import Job
 from minipar.verification import verify
+
+MEMORY = "memory.png"
 
 
 def run_training(
@@ -81,11 +85,11 @@ def run_training(
             stopping = stop is not None and stop.agreed(comm) and job.steps_done < (config.steps or 0)
             saved = saving.after(job, stopping) if saving else None
             if recorder:
-                recorder.after_step(facts_of(config, job.mesh))
+                recorder.after_step(facts_of(job))
             if stopping:
                 break
     if recorder:
-        recorder.finish(facts_of(config, job.mesh))
+        recorder.finish(facts_of(job))
     if stopping:
         if master:
             screen.print(stopped_line(job, saved), markup=False, soft_wrap=True)
@@ -93,6 +97,7 @@ def run_training(
             return
     validation = job.evaluate()
     trained = job.serial_model()
+    memory = draw_memory(job, out) if tracing else ""
     if master and config.amp == "fp16":
         scaler = job.precision.scaler
         say(screen, {"loss scale": f"{scaler.get_scale():g}, {job.precision.skipped} steps skipped"})
@@ -108,6 +113,7 @@ def run_training(
             "loss curve": out / "loss.png",
             "weights": out / "model.safetensors",
             **({"trace": f"{out / 'gantt.png'}; minipar trace show {out} says more"} if tracing else {}),
+            **({"memory": memory} if tracing else {}),
         })  # fmt: skip
         if isinstance(trained, GPT):
             screen.print("\nsample of what it writes:\n")
@@ -115,6 +121,21 @@ def run_training(
             screen.print(
                 continue_text(trained, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False
             )
+
+
+def draw_memory(job: Job, out: Path) -> str:
+    """Draw what each rank of a job that has trained holds at its fullest, by kind; return where to. Collective.
+
+    One more batch runs forward and backward, and no step is taken: so this comes when all else is done.
+    """
+    if isinstance(job.strategy, Layers):
+        return "not counted where a policy places whole layers: they run forward and backward in one go"
+    (batch,) = job.loader.steps(1)
+    ranks = job.comm.all_gather_object(vars(fullest(job, batch)))
+    if job.comm.rank == 0:
+        held = {f"rank {rank}": kinds for rank, kinds in enumerate(ranks)}
+        memory_bars(held, out / MEMORY, title=f"{job.config.model} on ranks {layout_of(job.config, job.mesh)}")
+    return str(out / MEMORY)
 
 
 def stopped_line(job: Job, saved: Path | None) -> str:
@@ -160,14 +181,13 @@ def layout_of(config: TrainConfig, mesh: Mesh) -> str:
     return f"{mesh.world.size}" + "".join(f", {part}" for part in [" × ".join(axes), *extras] if part)
 
 
-def facts_of(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+def facts_of(job: Job) -> dict[str, Any]:
     """Return what a trace says of the run that it was taken from."""
-    stages = config.pp > 1
+    piped = job.strategy.executor if isinstance(job.strategy, Pipelined) else None
     return {
-        "run": f"{config.model} on ranks {layout_of(config, mesh)}",
-        "cores": available_cores(),
-        "microbatches": (config.microbatches or 2 * config.pp) if stages else None,
-        "schedule": (config.schedule or "1f1b") if stages else None,
+        "run": f"{job.config.model} on ranks {layout_of(job.config, job.mesh)}",
+        "microbatches": None if piped is None else piped.microbatches,
+        "schedule": None if piped is None else job.config.schedule or "1f1b",
     }
 
 
@@ -197,4 +217,5 @@ def continue_text(
     if not isinstance(model, GPT) or vocabulary is None:
         raise UsageError("generate: this run's model is no GPT on text")
     ids = vocabulary.encode(prompt)
-    return vocabulary.decode(generate(model, ids, tokens, temperature=temperature, top_k=top_k, seed=seed))
+    options: dict[str, Any] = dict(temperature=temperature, top_k=top_k, seed=seed, vocab=len(vocabulary))
+    return vocabulary.decode(generate(model, ids, tokens, **options))

@@ -7,34 +7,29 @@ the best layouts are run here, and what was predicted stands beside what was mea
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from minipar.comm.slow import parse_bandwidth, parse_latency
+from minipar.commands.plan_run import SHOWN, draw_plan, run_best
 from minipar.commands.report import console
 from minipar.config import TrainConfig
-from minipar.errors import DataError, UsageError
-from minipar.models import GPTConfig
+from minipar.errors import UsageError
 from minipar.parallel.partition.devices import UNITS
-from minipar.planner.explain import advice, bytes_text, pace_text, seconds_text, step_parts, winner_text
+from minipar.planner.explain import advice, bytes_text, seconds_text, winner_text
 from minipar.planner.layout import PRECISIONS, Precision
 from minipar.planner.machine import Machine, read_machine
 from minipar.planner.plan import Candidate, Plan, plan
 from minipar.planner.presets import BATCHES, GPUS, MODELS, preset
-from minipar.planner.reference import CALM
-from minipar.planner.run_layouts import config_of, run_layouts
 from minipar.planner.shapes import Shape, shape_of
-from minipar.planner.step_time import predict
-from minipar.plot import memory_bars, plan_comparison
 from minipar.training import build_model, load_data
 
 MACHINE_FILE = Path("machine.json")
-SHOWN, REASONS = 10, 8
+REASONS = 8
 WIDTH = 130  # of what is no terminal
 PICTURES = (".png", ".pdf", ".svg")
 KINDS = ("mlp", "convnet", "gpt")
@@ -53,35 +48,40 @@ def subject_of(model: str, given: dict[str, Any]) -> Subject:
     """Return what a model's name and sizes mean.
 
     Args:
-        model: mlp, convnet or gpt, as `minipar train` makes them; or a preset.
-        given: settings of `TrainConfig` that were given, None for those that were not; and "vocab".
+        model: mlp, convnet or gpt, as `minipar train` makes them; or a preset, a GPT of the sizes of a paper.
+        given: settings of `TrainConfig` that were given, None for those that were not.
 
     Raises:
         UsageError: an unknown model, or sizes it does not have.
     """
     sizes = {name: value for name, value in given.items() if value is not None}
-    vocab = sizes.pop("vocab", None)
+    kind, preset_name = model, None
     if model in MODELS:
-        known = MODELS[model]
-        config = TrainConfig(
-            model="gpt", seq_len=known.seq_len, width=known.width, layers=known.layers, heads=known.heads,
-            batch=BATCHES[model], device="cpu",
-        )  # fmt: skip
-        config = replace(config, **sizes).resolved()
-        c: Any = config
-        return Subject(
-            config, shape_of("gpt", GPTConfig(vocab or known.vocab, c.seq_len, c.width, c.layers, c.heads)), model
-        )
-    if model not in KINDS:
+        known = {**vars(MODELS[model]), "batch": BATCHES[model]}
+        kept = ("vocab", "seq_len", "width", "layers", "heads", "batch")
+        sizes = {name: known[name] for name in kept} | sizes
+        kind, preset_name = "gpt", model
+    elif model not in KINDS:
         raise UsageError(f"plan: model {model!r} is unknown: use {', '.join(KINDS)}, or a preset: {', '.join(MODELS)}")
-    config = TrainConfig(model=model, device="cpu", **sizes).resolved()
-    if vocab is not None:
-        if model != "gpt":
-            raise UsageError(f"plan: --vocab has no meaning for {model}")
-        c = config
-        return Subject(config, shape_of("gpt", GPTConfig(vocab, c.seq_len, c.width, c.layers, c.heads)))
-    built: Any = build_model(config, load_data(config).info)
-    return Subject(config, shape_of(model, built.config))
+    config = TrainConfig(model=kind, device="cpu", **sizes).resolved()
+    info = {"vocabulary_size": config.vocab} if config.vocab is not None else load_data(config).info
+    built: Any = build_model(config, info)
+    return Subject(config, shape_of(kind, built.config), preset_name)
+
+
+def data_remark(config: TrainConfig) -> str | None:
+    """Return what the data lacks for training with these settings, None if nothing."""
+    try:
+        data = load_data(config)
+        build_model(config, data.info)
+    except UsageError as error:
+        return f"the data of this command will not do: {error}"
+    if len(data.train) < (config.batch or 0):
+        return (
+            f"{config.data} has {len(data.train)} samples, less than a batch of {config.batch}: to train, give --data"
+            " a larger file"
+        )
+    return None
 
 
 def machine_of(name: str | None, network: str | None) -> Machine:
@@ -138,9 +138,12 @@ def precision_of(name: str | None, machine: Machine) -> Precision:
 def plan_command(
     model: str, machine: str | None, network: str | None, ranks: int | None, memory: str | None,
     precision: str | None, sizes: dict[str, Any], run_top: int | None, latency: str | None, bandwidth: str | None,
-    png: Path | None,
+    png: Path | None, everything: bool = False,
 ) -> Plan:  # fmt: skip
     """Print the plan; return it.
+
+    Args:
+        everything: all layouts and all reasons instead of the best few.
 
     Raises:
         UsageError: unknown names, a machine file that lacks something, nothing that fits; each says what would.
@@ -174,30 +177,51 @@ def plan_command(
         f" {chosen.name}, on {count} ranks of {where.name}, {bytes_text(found.limit)} each\n",
         markup=False, soft_wrap=True,
     )  # fmt: skip
-    screen.print(plan_table(found))
+    if where.measured is not None and count > (here := where.node_ranks):
+        screen.print(
+            f"{where.name} was measured with {here} ranks: {count} are taken for {-(-count // here)} such machines,"
+            " whose ranks reach each other as fast as those of one. For more ranks on this one: minipar calibrate"
+            f" --ranks {count}\n",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    screen.print(plan_table(found, None if everything else SHOWN))
+    if (left := len(found.candidates) - SHOWN) > 0 and not everything:
+        screen.print(f"and {left} more: --all shows them", markup=False)
     screen.print()
-    for reason, layouts in list(found.refused.items())[:REASONS]:
-        more = f", and {len(layouts) - 2} more" if len(layouts) > 2 else ""
-        screen.print(f"not possible: {'; '.join(layouts[:2])}{more}: {reason}", markup=False, soft_wrap=True)
+    reasons = list(found.refused.items())
+    for reason, layouts in reasons if everything else reasons[:REASONS]:
+        named = layouts if everything else layouts[:2]
+        more = f", and {len(layouts) - len(named)} more" if len(layouts) > len(named) else ""
+        screen.print(f"not possible: {'; '.join(named)}{more}: {reason}", markup=False, soft_wrap=True)
+    if (left := len(reasons) - REASONS) > 0 and not everything:
+        screen.print(f"and for {left} more reasons: --all shows them", markup=False)
     screen.print(f"\n{winner_text(found)}\n", markup=False, soft_wrap=True)
     for line in advice(found):
         screen.print(line, markup=False, soft_wrap=True)
     screen.print(f"\n{command_of(subject, best, count, chosen)}", markup=False, soft_wrap=True)
-    measured = None
+    if chosen.sent != chosen.high and best.layout.tp * best.layout.pp > 1:
+        screen.print(
+            "the plan counts float16 messages, as Megatron-LM sends them; this command sends float32 between"
+            " tensor-parallel ranks and stages, twice the bytes",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    if (remark := data_remark(subject.config)) is not None:
+        screen.print(remark, markup=False, soft_wrap=True)
+    ran = None
     if run_top is not None:
-        measured = _run(subject, found, run_top, count, latency, bandwidth)
+        ran = run_best(subject.config, found, run_top, count, latency, bandwidth)
     if png is not None:
-        _draw(found, png, measured)
+        draw_plan(found, png, ran)
     return found
 
 
-def plan_table(found: Plan) -> Table:
-    """Return the best layouts as a table."""
+def plan_table(found: Plan, shown: int | None = SHOWN) -> Table:
+    """Return the best layouts as a table, all of them for None."""
     table = Table(box=None, pad_edge=False)
     table.add_column("layout", overflow="fold")
     for heading in ("step", "memory", "bubble", "sent by dp", "pp", "tp"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for c in found.candidates[:SHOWN]:
+    for c in found.candidates[:shown]:
         sent = [bytes_text(c.traffic[axis]) if c.traffic[axis] else "–" for axis in ("dp", "pp", "tp")]
         bubble = f"{100 * c.step.bubble:.1f} %" if c.layout.pp > 1 else "–"
         table.add_row(str(c.layout), seconds_text(c.step.seconds), bytes_text(c.memory.total), bubble, *sent)
@@ -208,7 +232,7 @@ def command_of(subject: Subject, best: Candidate, ranks: int, precision: Precisi
     """Return the very command that trains in this layout."""
     c = subject.config
     words = ["minipar", "run", "-n", str(ranks), "train", c.model]
-    names = ("data", "layers", "width", "heads", "seq_len", "batch", "norm")
+    names = ("data", "vocab", "layers", "width", "heads", "seq_len", "batch", "norm")
     for name in names:
         value = getattr(c, name)
         if value is not None:
@@ -219,55 +243,3 @@ def command_of(subject: Subject, best: Candidate, ranks: int, precision: Precisi
         words += ["--dtype", precision.name]
     words += best.layout.options()
     return " ".join(words)
-
-
-def _run(
-    subject: Subject, found: Plan, top: int, ranks: int, latency: str | None, bandwidth: str | None
-) -> dict[str, float]:
-    """Run the best layouts here, print predicted beside measured, and return the measured seconds.
-
-    Predictions are for the machine's pace at this moment, which the reference step tells.
-    """
-    chosen = found.candidates[:top]
-    configs = [config_of(subject.config, c.layout, found.precision) for c in chosen]
-    runs = run_layouts(configs, ranks, latency, bandwidth)
-    pace = runs.pace(found.machine, found.shape.model)
-    now = found.machine.paced(pace)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layout", overflow="fold")
-    for heading in ("predicted", "measured", "error", "memory predicted", "held", "error"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for c, run in zip(chosen, runs.layouts):
-        seconds = predict(found.shape, now, c.layout, found.batch, found.precision).seconds
-        pairs = ((seconds, run.seconds, seconds_text), (c.memory.total, run.held, bytes_text))
-        cells = [(text(a), text(b), f"{100 * (a / b - 1):+.0f} %") for a, b, text in pairs]
-        table.add_row(str(c.layout), *itertools.chain(*cells))
-    screen = console()
-    screen.print()
-    screen.print(table)
-    screen.print(f"\n{pace_text(pace)}", markup=False, soft_wrap=True)
-    measured = [run.seconds for run in runs.layouts]
-    best = min(measured)
-    slower = 100 * (measured[0] / best - 1)
-    verdict = f"is {slower:.0f} % slower than the fastest" if measured[0] > best else "is the fastest"
-    screen.print(f"of {len(measured)} that were run, the layout chosen {verdict}", markup=False)
-    if (disturbed := max(run.disturbed for run in runs.layouts)) > CALM:
-        screen.print(
-            f"other programs had the ranks' cores for up to {100 * disturbed:.0f} % of these steps: measured times are"
-            " too long, and the comparison means little",
-            soft_wrap=True,
-        )  # fmt: skip
-    return {str(c.layout): s for c, s in zip(chosen, measured)}
-
-
-def _draw(found: Plan, path: Path, measured: dict[str, float] | None) -> None:
-    """Draw the comparison into `path`, and the memory of the same layouts beside it, as …-memory."""
-    shown = found.candidates[:SHOWN]
-    title = f"{found.shape.model}, {found.ranks} ranks of {found.machine.name}"
-    memory_path = path.with_name(f"{path.stem}-memory{path.suffix}")
-    try:
-        plan_comparison({str(c.layout): step_parts(c) for c in shown}, path, measured=measured, title=title)
-        memory_bars({str(c.layout): vars(c.memory) for c in shown}, memory_path, limit=found.limit, title=title)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror}") from None
-    console().print(f"\npictures: {path}, {memory_path}", markup=False)

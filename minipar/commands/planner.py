@@ -57,6 +57,7 @@ def plan(
     png: Annotated[
         Path | None, typer.Option(help="draw the comparison here, and the memory beside it")
     ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="all layouts and all reasons, not the best few")] = False,
 ) -> None:
     """Choose a layout: rank all that are possible, explain the best, print the command that runs it.
 
@@ -66,4 +67,6 @@ def plan(
     from minipar.commands.plan import plan_command
 
     sizes = dict(batch=batch, layers=layers, width=width, heads=heads, seq_len=seq_len, vocab=vocab, data=data)
-    plan_command(model, machine, network, ranks, memory, precision, sizes, run_top, latency, bandwidth, png)
+    plan_command(
+        model, machine, network, ranks, memory, precision, sizes, run_top, latency, bandwidth, png, everything
+    )

@@ -47,7 +47,8 @@ def show(
     screen = console()
     each = report.seconds / report.steps * 1e3
     screen.print(f"{trace.facts.get('run', path)}: {report.steps} steps of {each:.1f} ms", markup=False)
-    screen.print(ranks_table(report, trace))
+    screen.print(ranks_table(report))
+    screen.print(losses_table(report, trace))
     if report.traffic:
         screen.print(traffic_table(report))
     if report.bubble is not None:
@@ -60,8 +61,8 @@ def show(
         screen.print(sentence, markup=False)
 
 
-def ranks_table(report: TraceReport, trace: RunTrace) -> Table:
-    """Return the table of shares: a line a rank, and their mean."""
+def ranks_table(report: TraceReport) -> Table:
+    """Return the table of shares, which add up to the whole time: a line a rank, and their mean."""
     from rich.table import Table
 
     from minipar.traces.report import SHARES
@@ -72,16 +73,34 @@ def ranks_table(report: TraceReport, trace: RunTrace) -> Table:
         "stages": "waits:\nstages", "rest": "rest",
     }  # fmt: skip
     table = Table()
-    for title in ("rank", *(titles[name] for name in shown), "hidden\nat most", "peak\nmemory"):
+    for title in ("rank", *(titles[name] for name in shown)):
         table.add_column(title, justify="right")
-    alike = len(set(trace.facts["process"])) < len(report.ranks)
     for rank in range(len(report.ranks)):
-        shares = [f"{report.share(name, rank):.1%}" for name in (*shown, "hidden")]
-        peak = f"{trace.facts['peak_memory'][rank] / 2**20:.0f} MiB"
-        table.add_row(str(rank), *shares, "shared" if alike and rank else peak)
+        table.add_row(str(rank), *(f"{report.share(name, rank):.1%}" for name in shown))
     if len(report.ranks) > 1:
         table.add_section()
-        table.add_row("mean", *(f"{report.share(name):.1%}" for name in (*shown, "hidden")), "")
+        table.add_row("mean", *(f"{report.share(name):.1%}" for name in shown))
+    return table
+
+
+def losses_table(report: TraceReport, trace: RunTrace) -> Table:
+    """Return what follows from the shares, and memory: a line a rank."""
+    from rich.table import Table
+
+    table = Table()
+    on_gpu, piped = max(trace.facts["gpu_memory"]) > 0, report.bubble is not None
+    columns = ["rank", "exposed", "hidden\nat most", "work\nagainst mean"]
+    columns += (["bubble"] if piped else []) + ["peak\nmemory"] + (["peak GPU\nmemory"] if on_gpu else [])
+    for title in columns:
+        table.add_column(title, justify="right")
+    alike = len(set(trace.facts["process"])) < len(report.ranks)
+    for rank, times in enumerate(report.ranks):
+        cells = [f"{report.share(name, rank):.1%}" for name in ("exposed", "hidden")]
+        cells.append(f"{report.excess(rank):+.1%}")
+        cells += [f"{times.bubble:.1%}" if times.bubble is not None else ""] if piped else []
+        for kind in ("peak_memory", "gpu_memory") if on_gpu else ("peak_memory",):
+            cells.append("shared" if alike and rank else f"{trace.facts[kind][rank] / 2**20:.0f} MiB")
+        table.add_row(str(rank), *cells)
     return table
 
 

@@ -19,12 +19,14 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     seed: int = 0,
+    vocab: int | None = None,
 ) -> Array:
     """Return `prompt` (T,) followed by `tokens` sampled ids, int64 (T + tokens,).
 
     Args:
         temperature: divides the logits; 0 takes the likeliest token every time.
         top_k: sample among the k likeliest tokens only.
+        vocab: sample among the first so many ids only, where the model has more than its data; default: all.
         seed: token i is drawn from the stream (seed, "generate", i), so equal seeds give equal text.
 
     Raises:
@@ -42,7 +44,7 @@ def generate(
         with no_grad():
             for i in range(tokens):
                 window = ids[-model.config.seq_len :]
-                logits = to_host(model(xp.asarray(window[None]))[0, -1].data).astype(np.float64)  # (V,)
+                logits = to_host(model(xp.asarray(window[None]))[0, -1, :vocab].data).astype(np.float64)  # (V,)
                 ids = np.append(ids, _pick(logits, temperature, top_k, seed, i))
     finally:
         model.train(was_training)

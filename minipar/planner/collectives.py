@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from minipar.comm.clock import Clock
+from minipar.comm.levels import two_levels
 from minipar.planner.machine import Link, Machine
 
 
@@ -103,16 +104,10 @@ def _measured(machine: Machine, operation: str, n_bytes: float, group: Group) ->
 
 
 def _two_levels(machine: Machine, operation: str, n_bytes: float, group: Group) -> float:
+    """Return the seconds on k ranks of each node: `comm.levels.two_levels`, after Cho et al. 2019."""
     k = group.inside(machine.node_ranks)
-    nodes = -(-group.ranks // k)
-    if nodes == 1:
-        return on_link(operation, n_bytes, k, machine.node)
-    if k == 1:
-        return on_link(operation, n_bytes, nodes, machine.cluster)
-    between = on_link(operation, n_bytes / k, nodes, machine.cluster)
-    if operation == "all_reduce":
-        return 2 * on_link("reduce_scatter", n_bytes, k, machine.node) + between
-    return on_link(operation, n_bytes, k, machine.node) + between
+    node, cluster = (Clock(link.alpha, link.beta) for link in (machine.node, machine.cluster))
+    return two_levels(operation, n_bytes, k, -(-group.ranks // k), node, cluster)
 
 
 def message(machine: Machine, n_bytes: float, group: Group) -> Cost:

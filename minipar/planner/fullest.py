@@ -5,6 +5,10 @@ fullest(job, batch).total
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from minipar import random
 from minipar.data import Batch
 from minipar.nn import Module
@@ -13,51 +17,105 @@ from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.parallel.strategies.sharded import Sharded
 from minipar.parallel.strategies.strategy import Strategy
 from minipar.parallel.zero.zero import Zero
+from minipar.tape import Edge, is_replaying
+from minipar.tensor import Tensor
 from minipar.training import Job
 
 
 def fullest(job: Job, batch: Batch) -> Held:
     """Return this rank's bytes by kind, each at the moment of a step when there are most of it. Collective.
 
-    Parameters and optimizer state are those between steps; gradients those at the end of the last backward,
-    before ranks sum them; activations those after a forward, or at a pipeline's fullest action.
+    Parameters, their copies of mixed precision, and optimizer state are those between steps; gradients those at the
+    end of the last backward, before ranks sum them; activations those after a forward, at a pipeline's fullest
+    action, or where a recomputed block's come back.
 
     Args:
         batch: on which forward and backward run. The job takes no step; its gradients are lost.
+        job: of any strategy but `Layers`, which has no moment between forward and backward.
     """
     job.optimizer.zero_grad()
     job.model.zero_grad()
     counted = _counted(job.strategy)
     seen = [held(counted, job.optimizer)]
-    if isinstance(job.strategy, Pipelined):
-        strategy, executor = job.strategy, job.strategy.executor
+    roots: list[Root] = []  # of all that is under way; those that backward is through with keep nothing
 
-        def count() -> None:
-            flights = executor.live.values()
-            under_way: list[Root] = [f.output for f in flights if f.output is not None]
-            seen.append(held(counted, under_way=[*under_way, *(f.deferred for f in flights)]))
+    def count(*more: Root) -> None:
+        seen.append(held(counted, under_way=[*roots, *more]))
 
-        executor.watch = count
-        moment = random.at(seed=job.config.seed, step=job.steps_done, first_sample=batch.offset)
-        with moment, strategy.inner.waiting(last=False):
-            executor.run(strategy.cut(batch), batch.count)
-        executor.watch = lambda: None
-    else:
-        piece = batch.split(job.config.accumulate)[0]
-        moment = random.at(seed=job.config.seed, step=job.steps_done, first_sample=piece.offset)
-        with moment, job.strategy.waiting(last=False):
+    moment = random.at(seed=job.config.seed, step=job.steps_done, first_sample=batch.offset)
+    with moment, job.precision.context(), job.strategy.waiting(last=False), _replays(counted, count):
+        if isinstance(job.strategy, Pipelined):
+            strategy, executor = job.strategy, job.strategy.executor
+
+            def watch() -> None:
+                flights = executor.live.values()
+                roots[:] = [edge for f in flights if f.output is not None for edge in _behind(f.output)]
+                roots.extend(f.deferred for f in flights)
+                count()
+
+            executor.watch = watch
+            with strategy.inner.waiting(last=False):
+                executor.run(strategy.cut(batch), batch.count)
+            executor.watch = lambda: None
+        else:
+            piece = batch.split(job.config.accumulate)[0]
             loss = job.model.loss(job.strategy.run(piece.inputs), piece.targets)
-            seen.append(held(counted, output=loss))
+            edge = loss.edge()
+            assert edge is not None
+            roots[:] = _behind(edge)
+            count()
             loss.backward()
-        seen.append(held(counted))
+            roots.clear()
+            count()
     job.optimizer.zero_grad()
     job.model.zero_grad()
     return Held(
-        seen[0].parameters,
+        seen[0].parameters + job.precision.copy_bytes,
         max(x.gradients for x in seen),
         seen[0].optimizer,
         max(x.activations for x in seen),
     )
+
+
+def _behind(edge: Edge) -> list[Edge]:
+    """Return an edge to every node of the graph behind `edge`: backward cuts the graph as it goes."""
+    nodes = {id(edge[0]): edge[0]}
+    stack = [edge[0]]
+    while stack:
+        for following in stack.pop().edges:
+            if following is not None and id(following[0]) not in nodes:
+                nodes[id(following[0])] = following[0]
+                stack.append(following[0])
+    return [(node, 0) for node in nodes.values()]
+
+
+@contextlib.contextmanager
+def _replays(counted: Module | Zero, count: Callable[..., None]) -> Iterator[None]:
+    """Inside, `count` is called with the graph of each recomputed block as soon as it is there again."""
+    model: Any = counted.model if isinstance(counted, Zero) else counted
+    blocks: list[Any] = list(dict.fromkeys(model.blocks))
+
+    def watched(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*inputs: Any) -> Tensor:
+            output = forward(*inputs)
+            if is_replaying() and (edge := output.edge()) is not None:
+                given: Any = [(None, lambda: inputs)]  # as a deferred gradient would, it keeps the block's inputs
+                count(edge, given)
+            return output
+
+        return run
+
+    usual = [block.__dict__.get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = watched(block.forward)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, usual):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
 
 
 def _counted(strategy: Strategy) -> Module | Zero:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minipar.parallel.pipeline.formulas import FORMULAS
 
@@ -15,7 +15,12 @@ class Precision:
         weights: the parameter as it is stored.
         gradients: its gradient.
         state: what the optimizer keeps, a float32 copy included where there is one.
-        activations: an element that is kept for backward, and of what tensor parallelism and pipelines send.
+        activations: an element of the precision that matrix products compute in.
+        high: an element of what mixed precision leaves in float32: what norms and losses keep, and residual sums.
+        sent: an element of such arrays, and of tensor parallelism's sums, on its way to another rank.
+        scores: an element of attention's probabilities; --amp fp16 keeps them in float16 on a GPU, and in float32 on a
+            CPU, whose products are of float32.
+        copies: of each parameter once more, in the precision of the products.
         compute: the name of the matrix products' precision, a key of `Machine.matmul`.
     """
 
@@ -24,19 +29,32 @@ class Precision:
     gradients: int
     state: int
     activations: int
+    high: int
+    sent: int
+    scores: int
+    copies: int
     compute: str
 
 
 PRECISIONS = {
     # Adam's two moments in the parameters' precision: what `minipar train` holds.
-    "float32": Precision("float32", 4, 4, 8, 4, "float32"),
-    "float64": Precision("float64", 8, 8, 16, 8, "float64"),
-    # minipar's --amp fp16: float32 master weights and gradients, activations in float16.
-    "fp16": Precision("fp16", 4, 4, 8, 2, "float16"),
+    "float32": Precision("float32", 4, 4, 8, 4, 4, 4, 4, 0, "float32"),
+    "float64": Precision("float64", 8, 8, 16, 8, 8, 8, 8, 0, "float64"),
+    # minipar's --amp fp16: float32 master weights and gradients, float16 copies of the weights for the products.
+    # Messages count as float16, as Megatron-LM sends them; minipar itself sends float32 (`on_the_wire`).
+    "fp16": Precision("fp16", 4, 4, 8, 2, 4, 2, 2, 2, "float16"),
     # Rajbhandari et al. 2020, section 3.1: float16 weights and gradients, and K = 12 bytes of float32 copy,
-    # momentum and variance. What Megatron-LM and DeepSpeed hold; 16 bytes a parameter in all, too.
-    "mixed": Precision("mixed", 2, 2, 12, 2, "float16"),
+    # momentum and variance. What Megatron-LM and DeepSpeed hold, with float16 for all that is sent.
+    "mixed": Precision("mixed", 2, 2, 12, 2, 2, 2, 2, 0, "float16"),
 }
+
+
+def on_the_wire(precision: Precision) -> Precision:
+    """Return the precision with the messages that minipar itself sends: sums and residuals in float32.
+
+    A sum over ranks of float16 parts, each rounded, would not be the product of the whole, rounded once.
+    """
+    return replace(precision, sent=precision.high)
 
 
 @dataclass(frozen=True)

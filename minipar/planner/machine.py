@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minipar.errors import DataError, UsageError
+from minipar.planner.machine_checks import impossible_values, missing_keys
 
 FORMAT = "minipar machine 1"
 
@@ -203,13 +204,6 @@ class Machine:
         return replace(self, wire=Link(alpha, beta, 1.0))
 
 
-REQUIRED: dict[str, tuple[str, ...]] = {
-    "": ("name", "memory", "bandwidth", "overhead", "matmul", "node_ranks", "node", "cluster"),
-    "node": ("alpha", "beta"),
-    "cluster": ("alpha", "beta"),
-}
-
-
 def write_machine(machine: Machine, path: Path) -> None:
     """Write a machine as JSON.
 
@@ -228,7 +222,7 @@ def read_machine(path: Path) -> Machine:
 
     Raises:
         UsageError: there is no such file.
-        DataError: no JSON, keys that are missing (all of them are named), or values that are no such numbers.
+        DataError: no JSON, another format, keys that are missing or values that cannot be; all of them are named.
     """
     try:
         found = json.loads(path.read_text())
@@ -240,14 +234,12 @@ def read_machine(path: Path) -> Machine:
         raise DataError(f"machine file {path} is no JSON: {error}") from None
     if not isinstance(found, dict):
         raise DataError(f"machine file {path} holds a {type(found).__name__}, it must be an object")
-    missing = [k for k in REQUIRED[""] if k not in found]
-    for part in ("node", "cluster"):
-        if isinstance(found.get(part), dict):
-            missing += [f"{part}.{k}" for k in REQUIRED[part] if k not in found[part]]
-    rates = found.get("matmul")
-    if isinstance(rates, dict):
-        missing += [f"matmul.{name}.peak" for name, r in rates.items() if not (isinstance(r, dict) and "peak" in r)]
-        missing += [] if rates else ["matmul.float32"]
+    if found.get("format", FORMAT) != FORMAT:
+        raise DataError(
+            f"machine file {path} is of format {found['format']!r}, this minipar reads {FORMAT!r}; write the file anew"
+            " with minipar calibrate"
+        )
+    missing = missing_keys(found, tuple(f.name for f in fields(Measured)))
     if missing:
         keys = ", ".join(missing)
         raise DataError(f"machine file {path} lacks {keys}; add them, or write the file anew with minipar calibrate")
@@ -255,7 +247,8 @@ def read_machine(path: Path) -> Machine:
         machine = _machine(found)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"machine file {path}: {error}; write the file anew with minipar calibrate") from None
-    _check(machine, path)
+    if bad := impossible_values(machine):
+        raise DataError(f"machine file {path}: {', '.join(bad)} cannot be; give positive numbers")
     return machine
 
 
@@ -285,17 +278,3 @@ def _measured(found: dict[str, Any]) -> Measured:
         {model: float(x) for model, x in found["context"].items()},
         {model: float(x) for model, x in found["reference"].items()},
     )  # fmt: skip
-
-
-def _check(machine: Machine, path: Path) -> None:
-    numbers: dict[str, float] = {
-        "memory": machine.memory, "bandwidth": machine.bandwidth, "node_ranks": machine.node_ranks,
-    }  # fmt: skip
-    numbers |= {f"matmul.{name}.peak": rate.peak for name, rate in machine.matmul.items()}
-    bad = [f"{key} = {value:g}" for key, value in numbers.items() if not value > 0]
-    lowest = {"overhead": machine.overhead}
-    for level, link in (("node", machine.node), ("cluster", machine.cluster)):
-        lowest |= {f"{level}.alpha": link.alpha, f"{level}.beta": link.beta}
-    bad += [f"{key} = {value:g}" for key, value in lowest.items() if not value >= 0]
-    if bad:
-        raise DataError(f"machine file {path}: {', '.join(bad)} cannot be; give positive numbers")

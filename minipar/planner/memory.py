@@ -10,6 +10,7 @@ pipeline), with all gradients of the step before still to be released on no rank
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,11 +40,12 @@ def zero_bytes(parameters: float, ranks: int, stage: int, precision: Precision) 
     """Return the bytes of a model's state on one of `ranks` ranks, by kind.
 
     Rajbhandari et al. 2020, section 5 and figure 1: with 2, 2 and K = 12 bytes a parameter (`mixed`) that is
-    16Ψ for plain data parallelism, 4Ψ + 12Ψ/N in stage 1, 2Ψ + 14Ψ/N in stage 2 and 16Ψ/N in stage 3.
+    16Ψ for plain data parallelism, 4Ψ + 12Ψ/N in stage 1, 2Ψ + 14Ψ/N in stage 2 and 16Ψ/N in stage 3. Copies of
+    the weights in another precision count as parameters; in stage 3 they come and go with the gathered ones.
     """
     part = parameters / ranks
     return {
-        "parameters": precision.weights * (part if stage >= 3 else parameters),
+        "parameters": precision.weights * part if stage >= 3 else (precision.weights + precision.copies) * parameters,
         "gradients": precision.gradients * (part if stage >= 2 else parameters),
         "optimizer": precision.state * (part if stage >= 1 else parameters),
     }
@@ -105,17 +107,23 @@ def held_parameters(chunks: Sequence[Sequence[Block]]) -> int:
     return own + sum(0 if lender_is_here else block.borrowed for block in borrows)
 
 
-def activations(chunks: Sequence[Sequence[Block]], layout: Layout, stage: int) -> float:
-    """Return the elements that a rank keeps for backward at its fullest moment.
+def activations(
+    chunks: Sequence[Sequence[Block]], layout: Layout, stage: int, precision: Precision
+) -> float:
+    """Return the bytes that a rank keeps for backward at its fullest moment.
 
-    Each live microbatch keeps what its operations save; with recomputation only the blocks' inputs, and one
-    block's activations come back while its backward runs (Chen et al. 2016).
+    Each live microbatch keeps what its operations save; with recomputation only the blocks' inputs and what the loss
+    keeps. A recomputed block's activations come back while its backward runs, when the blocks behind it are through
+    (Chen et al. 2016).
     """
     live = layout.live(stage) / len(chunks)  # interleaved schedules count chunks
     here = [block for chunk in chunks for block in chunk]
-    if layout.recompute:
-        return live * sum(block.input for block in here) + max(block.saved for block in here)
-    return live * sum(block.saved for block in here)
+    if not layout.recompute:
+        return live * sum(block.kept_bytes(precision) for block in here)
+    whole = sum(block.input_bytes(precision) + block.loss_bytes(precision) for block in here)
+    inputs = itertools.accumulate(block.input_bytes(precision) for block in here)
+    replay = max(held + block.replayed_bytes(precision) for held, block in zip(inputs, here))
+    return max(live * whole, (live - 1) * whole + replay)
 
 
 def memory(shape: Shape, layout: Layout, batch: int, precision: Precision) -> list[Memory]:
@@ -125,6 +133,6 @@ def memory(shape: Shape, layout: Layout, batch: int, precision: Precision) -> li
     out = []
     for stage, chunks in enumerate(stage_blocks(blocks, layout)):
         state = zero_bytes(held_parameters(chunks), layout.dp, layout.zero, precision)
-        kept = precision.activations * activations(chunks, layout, stage)
+        kept = activations(chunks, layout, stage, precision)
         out.append(Memory(state["parameters"], state["gradients"], state["optimizer"], kept))
     return out

@@ -61,9 +61,8 @@ def tensor_messages(
 ) -> float:
     """Return the seconds of a block's tensor-parallel collectives in forward or backward: nothing hides them."""
     group = axis_groups(layout.dp, layout.pp, layout.tp)["tp"]
-    size = precision.activations
     return sum(
-        collective(machine, m.operation, m.elements * size, group).total
+        collective(machine, m.operation, m.bytes(precision), group).total
         for m in block.messages
         if m.when == when
     )

@@ -9,7 +9,9 @@ the others: schedule, microbatches, and recomputation only where memory asks for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from minipar.errors import UsageError
@@ -23,6 +25,7 @@ from minipar.planner.traffic import traffic
 
 SCHEDULES = ("1f1b", "gpipe", "zb-h1", "interleaved")
 PIECES = (1, 2, 4, 8, 16)  # samples of a microbatch that are tried
+TRIES = 4  # numbers of ranks that are looked at for what would be possible instead
 SMALL = 16  # ranks up to which every variant is looked at
 
 
@@ -70,10 +73,10 @@ class Plan:
     def remedy(self) -> str:
         """Return why nothing is possible and the smallest change that would help."""
         gib = 2**30
-        what = f"plan: no layout of {self.shape.model} fits {self.ranks} ranks of {self.limit / gib:.3g} GiB"
         if self.closest is None:
-            reasons = "; ".join(self.refused)
-            return f"{what}: {reasons}"
+            what = f"plan: no layout of {self.shape.model} on {self.ranks} ranks is possible"
+            return f"{what}: {'; '.join(self.refused)}. {self._nearest()}"
+        what = f"plan: no layout of {self.shape.model} fits {self.ranks} ranks of {self.limit / gib:.3g} GiB"
         layout, need = self.closest
         text = f"{what}; the smallest need is {need.total / gib:.3g} GiB a rank ({layout}), so give"
         text += f" --memory {_round_up(need.total / gib)}GiB"
@@ -84,6 +87,43 @@ class Plan:
             if more.candidates:
                 return f"{text}, or --ranks {self.ranks * factor}"
         return text
+
+
+    def _nearest(self) -> str:
+        """Return the numbers of ranks next to this one, and the batch, with which some layout is possible and fits."""
+        most = self.batch * math.prod(_cuts(self.shape))  # ranks that a layout can have
+
+        def first(ranks: Iterable[int]) -> int | None:
+            possible = (n for n in ranks if _has_grid(self.shape, n, self.batch))
+            return next((n for n in itertools.islice(possible, TRIES) if self._fits(n, self.batch)), None)
+
+        fewer = first(range(min(self.ranks - 1, most), 0, -1))
+        more = first(range(self.ranks + 1, min(2 * self.ranks, most) + 1))
+        near = sorted((n for n in (fewer, more) if n is not None), key=lambda n: abs(n - self.ranks))
+        words = [f"--ranks {n}" for n in near]
+        batches = range(self.batch + 1, self.ranks + 1)
+        possible = (b for b in batches if self.ranks % b == 0 and _has_grid(self.shape, self.ranks, b))
+        batch = next((b for b in possible if self._fits(self.ranks, b)), None)
+        words += [] if batch is None else [f"--batch {batch}"]
+        return f"Give {', or '.join(words)}" if words else "Give fewer --ranks and more --memory"
+
+    def _fits(self, ranks: int, batch: int) -> bool:
+        return bool(plan(self.shape, self.machine, ranks, batch, self.precision, self.limit).candidates)
+
+
+def _cuts(shape: Shape) -> tuple[int, int]:
+    """Return into how many parts a model can be cut: its blocks, and each layer."""
+    return len(shape.blocks(1)), shape.tp_limit()[0]
+
+
+def _has_grid(shape: Shape, ranks: int, batch: int) -> bool:
+    """Whether so many ranks can be a grid that this batch and the model's cuts have parts enough for."""
+    blocks, parts = _cuts(shape)
+    stages = 1 if getattr(shape.config, "norm", "") == "batch" else blocks
+    return any(
+        ranks % (pp * tp) == 0 and ranks // (pp * tp) <= batch
+        for pp in range(1, stages + 1) for tp in range(1, parts + 1)
+    )  # fmt: skip
 
 
 def _round_up(x: float) -> str:

@@ -1,9 +1,8 @@
 """Machines by name, from data sheets: `preset("a100-80gb")`, `preset("h100", network="ethernet-100")`.
 
-Data sheets give peaks, and a program reaches a part of them. The parts here are those with which the cost model
-meets the smallest and the largest of the ten runs that Narayanan et al. 2021 published in table 1 (`fit`; the
-test of that table shows how far off it is for the other eight). A machine at hand is measured by
-`minipar calibrate`.
+Data sheets give peaks, and a program reaches a part of them; `REACHED_…` says which, and where that is from. What
+no data sheet has, the time to start things, stands below with its source, or as the assumption that it is. A
+machine at hand is measured by `minipar calibrate`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,19 @@ from minipar.errors import UsageError
 from minipar.models import GPTConfig
 from minipar.planner.machine import Link, Machine, Rate
 
+# Parts of the peaks. Of products and memory: what `fit` finds, 0.747 and 0.697, from two of the ten runs of table 1 in
+# Narayanan et al. 2021, the smallest (1.7 B, 137 TFLOP/s a GPU) and the largest (1 T, 163); the test of that table
+# finds them anew, and holds the other eight against them. None of the numbers below was set on any row: with tiles of
+# 1 to 128, starts of 0 to 128 steps, kernels of 0 to 10 µs, messages of 1 to 20 µs and links of 0.6 to 1.0 of their
+# peak, one at a time and fitted anew, the mean error of the eight stays within 2.6 and 3.5 %. Of links: NVLink of 450 GB/s gives 370 to NCCL, whose
+# protocol costs about a fifth (S. Jeaugey of NVIDIA, github.com/NVIDIA/nccl-tests/issues/212, 2024).
 REACHED_MATMUL, REACHED_MEMORY, REACHED_LINK = 0.75, 0.70, 0.80
+# Blocks of a product and what starting one costs, in steps of the inner size: assumptions. cuBLAS has tiles of 64 to
+# 256 ("tile quantization", NVIDIA, Matrix multiplication background, 2023); the smallest makes the least of it.
 TENSOR_CORE_TILE, TENSOR_CORE_RAMP = 64, 64.0
+# Seconds to start a kernel: an assumption within what is measured, 3.8 µs a kernel in a row of short ones and 9.6 with
+# a wait after each, 2.9 of them the kernel itself (A. Gray of NVIDIA, "Getting started with CUDA graphs", 2019).
+KERNEL_OVERHEAD = 5e-6
 GIB = 2**30
 
 
@@ -46,7 +56,10 @@ GPUS: dict[str, Gpu] = {
 }  # fmt: skip
 
 NETWORKS: dict[str, tuple[float, float, str]] = {
-    # Bytes a second a rank in one direction, seconds a message as an NCCL or MPI program sees it, source.
+    # Bytes a second a rank in one direction, seconds a message as an NCCL or MPI program sees it, source. The seconds
+    # of InfiniBand lie within what NCCL itself reckons a step of a ring over the network with: 2.7, 4.0 and 14 µs by
+    # protocol (hwLat in its src/graph/tuning.cc). Those of Ethernet are assumptions, of TCP through a
+    # kernel and a switch or two.
     "infiniband-hdr": (25e9, 5e-6, "InfiniBand HDR: 200 Gbit/s a port, a port a GPU as in DGX A100"),
     "infiniband-ndr": (50e9, 5e-6, "InfiniBand NDR: 400 Gbit/s a port, a port a GPU as in DGX H100"),
     "infiniband-edr": (12.5e9, 5e-6, "InfiniBand EDR: 100 Gbit/s a port"),
@@ -54,7 +67,7 @@ NETWORKS: dict[str, tuple[float, float, str]] = {
     "ethernet-10": (1.25e9 / 8, 50e-6, "10 Gbit/s Ethernet a node, shared by 8 GPUs"),
 }
 
-NVLINK_ALPHA = 3e-6  # seconds a message within a node, kernel launch included
+NVLINK_ALPHA = 3e-6  # seconds a message within a node; NCCL reckons with 0.6, 1.9 and 3.4 µs (the same table)
 USUAL_NETWORK = {"h100-80gb": "infiniband-ndr", "h200-141gb": "infiniband-ndr", "v100-32gb": "infiniband-edr"}
 
 
@@ -76,7 +89,7 @@ def preset(name: str, network: str | None = None) -> Machine:
     peaks = {"float16": gpu.float16, "float32": gpu.float32, "float64": gpu.float64}
     return Machine(
         name=f"{name}, {network}", source=f"{gpu.source}; {source}", memory=gpu.memory,
-        bandwidth=REACHED_MEMORY * gpu.bandwidth, overhead=5e-6,
+        bandwidth=REACHED_MEMORY * gpu.bandwidth, overhead=KERNEL_OVERHEAD,
         matmul={
             p: Rate(peak, REACHED_MATMUL, TENSOR_CORE_TILE, TENSOR_CORE_RAMP) for p, peak in peaks.items()
         },

@@ -11,22 +11,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minipar.errors import UsageError
 from minipar.models import ConvNetConfig, GPTConfig, MLPConfig
 from minipar.planner import work
+from minipar.planner.layout import Precision
 from minipar.planner.work import Op
 
 
 @dataclass(frozen=True)
 class Message:
-    """A collective of tensor parallelism: operation, elements of the whole vector, and the pass it is in."""
+    """A collective of tensor parallelism: operation, elements of the whole vector, and the pass it is in.
+
+    Attributes:
+        low: in mixed precision it is of the products' precision; else of float32.
+    """
 
     operation: str
     elements: int
     when: str  # forward or backward
+    low: bool = False
+
+    def bytes(self, precision: Precision) -> float:
+        """Return the bytes of the whole vector."""
+        return self.elements * (precision.activations if self.low else precision.sent)
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,7 @@ class Block:
         tied: elements of parameters that a later block uses again: held here and counted here.
         borrowed: elements that belong to an earlier block; a pipeline stage that has only this one holds a copy.
         input: elements that recomputation keeps instead of what the operations save.
+        low_output, low_input: in mixed precision these are of the products' precision; else of float32.
     """
 
     name: str
@@ -46,6 +57,8 @@ class Block:
     input: int
     messages: tuple[Message, ...] = ()
     borrowed: int = 0
+    low_output: bool = False
+    low_input: bool = False
 
     @functools.cached_property
     def tensors(self) -> tuple[int, ...]:
@@ -57,14 +70,38 @@ class Block:
         """Elements of all its parameters."""
         return sum(self.tensors)
 
-    @functools.cached_property
-    def saved(self) -> float:
-        """Elements kept for backward."""
-        return sum(op.saved for op in self.ops)
+    def output_bytes(self, precision: Precision) -> float:
+        """Return the bytes handed on to the next block, and as a gradient back."""
+        return self.output * (precision.activations if self.low_output else precision.sent)
+
+    def input_bytes(self, precision: Precision) -> float:
+        """Return the bytes that recomputation keeps."""
+        return self.input * (precision.activations if self.low_input else precision.high)
+
+    def kept_bytes(self, precision: Precision) -> float:
+        """Return the bytes kept for backward, what the loss keeps included."""
+        return sum(_kept(op, precision) for op in self.ops)
+
+    def loss_bytes(self, precision: Precision) -> float:
+        """Return the bytes that the loss keeps, in the last block: it is no part of the block, nor recomputed."""
+        return sum(_kept(op, precision) for op in self.ops if op.kind == "cross_entropy")
+
+    def replayed_bytes(self, precision: Precision) -> float:
+        """Return the bytes that come back when the block is recomputed, beside the input that it is given."""
+        first = self.ops[0]  # keeps that very input, or its copy in the products' precision, or nothing
+        same = first.high or self.low_input or precision.high == precision.activations
+        known = self.input_bytes(precision) if first.saved and same else 0.0
+        return self.kept_bytes(precision) - self.loss_bytes(precision) - known
 
     def flops(self) -> float:
         """Return the operations of forward and backward."""
         return sum(op.flops(work) for op in self.ops for work in ("forward", "input", "weight"))
+
+
+def _kept(op: Op, precision: Precision) -> float:
+    copied = op.cast * precision.activations if precision.high != precision.activations else 0.0
+    high = precision.scores if op.kind == "attention" else precision.high
+    return (op.saved - op.high) * precision.activations + op.high * high + copied
 
 
 @dataclass(frozen=True)
@@ -194,14 +231,12 @@ def gpt_blocks(
 
 
 def _without_parameters(op: Op) -> Op:
-    return Op(op.kind, op.size, op.forward, op.input, op.weight, op.moved, op.saved)
+    return replace(op, parameters=())
 
 
 def _row(op: Op, outputs: int) -> Op:
     """A row-parallel layer: its bias is whole on every rank."""
-    return Op(
-        op.kind, op.size, op.forward, op.input, op.weight, op.moved, op.saved, (op.parameters[0], outputs)
-    )
+    return replace(op, parameters=(op.parameters[0], outputs))
 
 
 def mlp_blocks(
@@ -221,12 +256,15 @@ def mlp_blocks(
             sums.append(Message("all_reduce", samples * outputs, "forward"))
         elif tp > 1:
             if i:
-                sums.append(Message("all_reduce", samples * inputs, "backward"))
+                sums.append(Message("all_reduce", samples * inputs, "backward", low=True))
             if last:
-                sums.append(Message("all_gather", samples * outputs, "forward"))
+                sums.append(Message("all_gather", samples * outputs, "forward", low=True))
         after = work.cross_entropy(samples, outputs) if last else work.relu(samples * here_out)
         blocks.append(
-            Block(f"layer {i}", (fc, after), samples * here_out, samples * here_in, tuple(sums))
+            Block(
+                f"layer {i}", (fc, after), samples * here_out, samples * here_in, tuple(sums),
+                low_output=True, low_input=i > 0,
+            )
         )
     return blocks
 
@@ -241,7 +279,7 @@ def convnet_blocks(
 
     def around(inputs: int, outputs: int, size: int, stride: int, first: bool = False) -> list[Message]:
         out = -(-size // stride)
-        joined = [Message("all_gather", samples * outputs * out * out, "forward")]
+        joined = [Message("all_gather", samples * outputs * out * out, "forward", low=True)]
         return joined + ([] if first else [Message("all_reduce", samples * inputs * size * size, "backward")])
 
     def normed(channels: int, size: int) -> Op:
@@ -252,7 +290,7 @@ def convnet_blocks(
     stem = (
         conv(c.channels, width, size, 3, keeps_input=True, first=True),
         normed(width, size),
-        work.relu(pixels),
+        work.relu(pixels, high=True),
     )
     sums = tuple(around(c.channels, width, size, 1, first=True)) if tp > 1 else ()
     blocks = [Block("stem", stem, pixels, samples * c.channels * size * size, sums)]
@@ -262,8 +300,8 @@ def convnet_blocks(
         after = (size + 1) // 2 if halve else size
         n = samples * outputs * after * after
         ops = [
-            conv(width, outputs, size, 3, stride), normed(outputs, after), work.relu(n),
-            conv(outputs, outputs, after, 3), normed(outputs, after), work.add(n), work.relu(n),
+            conv(width, outputs, size, 3, stride), normed(outputs, after), work.relu(n, high=True),
+            conv(outputs, outputs, after, 3), normed(outputs, after), work.add(n), work.relu(n, high=True),
         ]  # fmt: skip
         messages = around(width, outputs, size, stride) + around(outputs, outputs, after, 1)
         if halve:

@@ -106,7 +106,7 @@ def _pipelined(
             extra = accumulation(sum(b.parameters for b in here), machine, precision) * (m - 1) / m
             virtual.append(Passes(one.forward, one.input, one.weight + extra, one.messages))
     groups = axis_groups(layout.dp, layout.pp, layout.tp)
-    bounds = [stages[k % p][k // p][-1].output * precision.activations for k in range(p * v - 1)]
+    bounds = [stages[k % p][k // p][-1].output_bytes(precision) for k in range(p * v - 1)]
     sends = [_boundary(machine, n, layout, scattered) for n in bounds]
     timeline = None
     if p * v * m <= SIMULATED:
@@ -142,6 +142,8 @@ def _pipelined(
     if borrowed and held_parameters(stages[-1]) > sum(b.parameters for c in stages[-1] for b in c):
         pair = groups["pp"]._replace(ranks=2, stride=groups["pp"].stride * (p - 1))
         late += collective(machine, "all_reduce", borrowed * precision.gradients, pair).total
+        if layout.zero:  # summed whole before, see `parallel.pipeline.stage.Stage.sum_tied`
+            late += collective(machine, "all_reduce", borrowed * precision.gradients, groups["dp"]).total
     exposed = late + max(0.0, span * (1 - bubble) - compute) if timeline is None else late
     return Step(
         span + late + last + fixed, compute, messages, exposed, last, fixed, bubble, timeline

@@ -6,12 +6,13 @@ All collectives are counted as rings (Patarasuk and Yuan 2009): an all-reduce of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 from minipar.comm.ledger import ring_factor
 from minipar.planner.layout import Layout, Precision
 from minipar.planner.memory import held_parameters, stage_blocks
-from minipar.planner.shapes import Shape
+from minipar.planner.shapes import Block, Shape
 
 
 def data_parallel_bytes(parameters: float, layout: Layout, precision: Precision) -> float:
@@ -27,22 +28,47 @@ def data_parallel_bytes(parameters: float, layout: Layout, precision: Precision)
 
 
 def traffic(shape: Shape, layout: Layout, batch: int, precision: Precision) -> dict[str, float]:
-    """Return {"dp": …, "pp": …, "tp": …}: bytes that the rank which sends most sends in a step."""
+    """Return {"dp": …, "pp": …, "tp": …}: bytes of the rank that sends most along each axis in a step."""
     samples = -(-batch // (layout.dp * layout.microbatches))
     blocks = shape.blocks(samples, layout.tp, layout.sequence_parallel)
     stages = stage_blocks(blocks, layout)
-    m, size = layout.microbatches, precision.activations
-    held = max(held_parameters(chunks) for chunks in stages)
-    sent = {"dp": data_parallel_bytes(held, layout, precision), "pp": 0.0, "tp": 0.0}
-    for chunks in stages:
+    m = layout.microbatches
+    sent = {"dp": 0.0, "pp": 0.0, "tp": 0.0}
+    for stage, chunks in enumerate(stages):
         here = [block for chunk in chunks for block in chunk]
-        elements = 0.0
+        copied = tied_copy(stages, stage) * precision.gradients
+        data = data_parallel_bytes(held_parameters(chunks), layout, precision)
+        if layout.zero:  # a copy's gradient is summed whole, before the ranges of each stage are cut
+            data += copied * float(ring_factor("all_reduce", layout.dp))
+        within = 0.0
         for message in (x for block in here for x in block.messages):
             again = 2 if layout.recompute and message.when == "forward" else 1
-            elements += again * message.elements * float(ring_factor(message.operation, layout.tp))
-        sent["tp"] = max(sent["tp"], m * size * elements)
-        if layout.pp > 1:  # forward an activation, back a gradient of the same size, at each boundary
-            ends = [chunk[-1].output for chunk in chunks] + [chunk[0].input for chunk in chunks]
-            inner = 2 * layout.chunks if stages[0] is not chunks and stages[-1] is not chunks else 2 * layout.chunks - 1
-            sent["pp"] = max(sent["pp"], m * size * max(ends) * inner / 1.0)
+            within += again * message.bytes(precision) * float(ring_factor(message.operation, layout.tp))
+        here_sent = {
+            "dp": data,
+            "pp": m * boundary_bytes(stages, stage, precision) + copied * float(ring_factor("all_reduce", 2)),
+            "tp": m * within,
+        }
+        sent = {axis: max(sent[axis], here_sent[axis]) for axis in sent}
     return sent
+
+
+def boundary_bytes(stages: Sequence[Sequence[Sequence[Block]]], stage: int, precision: Precision) -> float:
+    """Return the bytes that a pipeline stage sends to its neighbours for one microbatch.
+
+    Each of its chunks hands its output on, and hands back the gradient of its input, which is as large as the
+    output of the chunk before. The first chunk of all has data for its input, the last one gives the loss.
+    """
+    p, v = len(stages), len(stages[0])
+    outputs = [stages[k % p][k // p][-1].output_bytes(precision) for k in range(p * v - 1)]
+    mine = range(stage, p * v, p)
+    return sum(outputs[k] for k in mine if k < p * v - 1) + sum(outputs[k - 1] for k in mine if k)
+
+
+def tied_copy(stages: Sequence[Sequence[Sequence[Block]]], stage: int) -> int:
+    """Return the elements of a tied weight of which this stage and another hold a copy each; 0 without one.
+
+    The two sum its gradient once a step, when all microbatches are through.
+    """
+    borrowed = max(block.borrowed for chunks in stages for chunk in chunks for block in chunk)
+    return borrowed if len(stages) > 1 and stage in (0, len(stages) - 1) else 0

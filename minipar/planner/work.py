@@ -40,6 +40,8 @@ class Op:
         forward, input, weight: the matrix products of each pass.
         moved: elements read and written in each pass, apart from those of the matrix products.
         saved: elements kept for backward, those apart that the operation before keeps anyway.
+        high: those of them that mixed precision leaves in float32.
+        cast: elements of an input that comes in float32, of which mixed precision keeps a copy for the product.
         parameters: elements of each parameter tensor, as this rank holds them.
     """
 
@@ -51,6 +53,8 @@ class Op:
     moved: tuple[float, float, float] = (0.0, 0.0, 0.0)
     saved: float = 0.0
     parameters: tuple[int, ...] = ()
+    high: float = 0.0
+    cast: float = 0.0
 
     def matmuls(self, work: str) -> tuple[Matmul, ...]:
         """Return the products of a pass."""
@@ -99,7 +103,7 @@ def attention(samples: int, heads: int, tokens: int, head_dim: int, *, dropout: 
         forward=(Matmul(t, d, t, h), Matmul(t, t, d, h)),
         input=(Matmul(t, d, t, h), Matmul(t, t, d, 3 * h)),
         moved=(2 * scores + masks, 3 * scores + masks, 0.0),
-        saved=3.0 * h * t * d + scores + (1.5 * scores if dropout else 0.0),
+        saved=3.0 * h * t * d + scores + (1.5 * scores if dropout else 0.0), high=scores,
     )  # fmt: skip
 
 
@@ -108,7 +112,7 @@ def layer_norm(rows: int, width: int) -> Op:
     n = rows * width
     return Op(
         "layer_norm", (rows, width), moved=(2.0 * n, 3.0 * n, float(n)), saved=n + 2.0 * rows,
-        parameters=(width, width),
+        parameters=(width, width), high=n + 2.0 * rows,
     )  # fmt: skip
 
 
@@ -117,9 +121,10 @@ def gelu(elements: int) -> Op:
     return Op("gelu", (elements,), moved=(2.0 * elements, 3.0 * elements, 0.0), saved=float(elements))
 
 
-def relu(elements: int) -> Op:
-    """max(x, 0), which keeps its output: 2 moves forward, 3 backward."""
-    return Op("relu", (elements,), moved=(2.0 * elements, 3.0 * elements, 0.0), saved=float(elements))
+def relu(elements: int, high: bool = False) -> Op:
+    """max(x, 0), which keeps its output: 2 moves forward, 3 backward. High behind a norm, low behind a product."""
+    n = float(elements)
+    return Op("relu", (elements,), moved=(2 * n, 3 * n, 0.0), saved=n, high=n if high else 0.0)
 
 
 def add(elements: int) -> Op:
@@ -145,7 +150,7 @@ def embedding(rows: int, vocabulary: int, width: int) -> Op:
     n = rows * width
     return Op(
         "embedding", (rows, vocabulary, width), moved=(2.0 * n, 0.0, 2.0 * n + vocabulary * width),
-        saved=2.0 * rows, parameters=(vocabulary * width,),
+        saved=2.0 * rows, parameters=(vocabulary * width,), high=2.0 * rows,
     )  # fmt: skip
 
 
@@ -153,7 +158,7 @@ def cross_entropy(rows: int, classes: int) -> Op:
     """Softmax and the target's logarithm: three moves forward, two backward; the probabilities are kept."""
     n = rows * classes
     return Op(
-        "cross_entropy", (rows, classes), moved=(3.0 * n, 2.0 * n, 0.0), saved=n + 4.0 * rows
+        "cross_entropy", (rows, classes), moved=(3.0 * n, 2.0 * n, 0.0), saved=n + 4.0 * rows, high=n + 4.0 * rows
     )  # (2, rows) of row sums and the targets' integers beside the probabilities
 
 
@@ -181,6 +186,7 @@ def convolution(
         moved=(unfolded, 0.0 if first else unfolded + image, unfolded),
         saved=image if keeps_input else 0.0,
         parameters=(outputs * taps,),
+        cast=0.0 if keeps_input else image,
     )  # fmt: skip
 
 
@@ -189,7 +195,7 @@ def group_norm(samples: int, channels: int, size: int, groups: int) -> Op:
     n = samples * channels * size * size
     return Op(
         "group_norm", (samples, channels, size), moved=(2.0 * n, 3.0 * n, float(n)),
-        saved=n + 2.0 * samples * groups, parameters=(channels, channels),
+        saved=n + 2.0 * samples * groups, parameters=(channels, channels), high=n + 2.0 * samples * groups,
     )  # fmt: skip
 
 

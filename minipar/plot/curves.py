@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from minipar.plot.figure import COLOURS, new_figure, smoothed
+from minipar.plot.figure import curve_style, new_figure, smoothed
 
 
 def loss_curves(
@@ -16,22 +17,24 @@ def loss_curves(
     *,
     validation: Mapping[int, float] | None = None,
     title: str = "",
-    first: int = 1,
-) -> None:
-    """Draw training losses over steps, each faint with its moving average on top, and save the picture.
+    first: int | Mapping[str, int] = 1,
+) -> Figure:
+    """Draw training losses over steps, each faint with its moving average on top; save the picture and return it.
 
     Args:
         curves: losses in nats by run name, one a step.
         path: where to, .png, .pdf or .svg.
         validation: validation loss by step.
-        first: the step of the curves' first loss.
+        first: the step of the curves' first loss, of all alike or by run name.
     """
     figure = new_figure()
     axes = figure.subplots()
-    for colour, (name, losses) in zip(COLOURS, curves.items()):
-        steps = range(first, first + len(losses))
-        axes.plot(steps, losses, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smoothed(losses), color=colour, label=name)
+    for number, (name, losses) in enumerate(curves.items()):
+        begin = first if isinstance(first, int) else first[name]
+        steps, style = range(begin, begin + len(losses)), curve_style(number)
+        axes.plot(steps, losses, color=style["color"], alpha=0.25, linewidth=0.8)
+        every = max(1, len(losses) // 8)
+        axes.plot(steps, smoothed(losses), **style, markevery=(number % every, every), markersize=4, label=name)
     if validation:
         axes.plot(list(validation), list(validation.values()), "ko", markersize=5, label="validation")
     axes.set_xlabel("step")
@@ -40,15 +43,15 @@ def loss_curves(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
-
-
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # beside colours, for print
+    return figure
 
 
 def scaling_curve(
     curves: Mapping[str, Mapping[int, float]], path: Path, *, title: str = "", unit: str = "samples/s"
-) -> None:
+) -> Figure:
     """Draw throughput over ranks on logarithmic axes, with the ideal line through each curve's first point.
+
+    The picture is saved and returned. At the end of each curve stands how much of the ideal it reaches.
 
     Args:
         curves: {name: {ranks: throughput}}.
@@ -57,11 +60,11 @@ def scaling_curve(
     """
     figure = new_figure()
     axes = figure.subplots()
-    for colour, marker, (name, points) in zip(COLOURS, MARKERS, curves.items()):
-        ranks = sorted(points)
+    for number, (name, points) in enumerate(curves.items()):
+        style, ranks = curve_style(number), sorted(points)
         first = points[ranks[0]] / ranks[0]
-        axes.plot(ranks, [first * n for n in ranks], color=colour, linestyle=":", linewidth=1)
-        axes.plot(ranks, [points[n] for n in ranks], color=colour, marker=marker, label=name)
+        axes.plot(ranks, [first * n for n in ranks], color=style["color"], linestyle=":", linewidth=1)
+        axes.plot(ranks, [points[n] for n in ranks], **{**style, "linestyle": "-"}, label=name)
         last = ranks[-1]
         efficiency = points[last] / (first * last)
         axes.annotate(
@@ -80,6 +83,7 @@ def scaling_curve(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
+    return figure
 
 
 def communication_fit(
@@ -88,8 +92,8 @@ def communication_fit(
     path: Path,
     *,
     title: str = "",
-) -> None:
-    """Draw measured communication times over bytes, and the line α + βn fitted to each; save the picture.
+) -> Figure:
+    """Draw measured communication times over bytes, and the line α + βn fitted to each; save and return it.
 
     Args:
         samples: {operation: [(bytes, seconds)]}.
@@ -98,14 +102,14 @@ def communication_fit(
     """
     figure = new_figure(7.5, 4.5)
     axes = figure.subplots()
-    for colour, marker, (name, points) in zip(COLOURS, MARKERS, samples.items()):
-        alpha, beta = fits[name]
+    for number, (name, points) in enumerate(samples.items()):
+        style, (alpha, beta) = curve_style(number), fits[name]
         n = np.geomspace(min(x for x, _ in points), max(x for x, _ in points), 100)
         bandwidth = f"{1e-9 / beta:.3g} GB/s" if beta else "no slope"
-        axes.plot(n, 1e6 * (alpha + beta * n), color=colour, linewidth=1)
+        axes.plot(n, 1e6 * (alpha + beta * n), color=style["color"], linewidth=1)
         axes.plot(
-            [x for x, _ in points], [1e6 * y for _, y in points], color=colour, marker=marker, linestyle="",
-            markersize=5, label=f"{name}: {1e6 * alpha:.3g} µs, {bandwidth}",
+            [x for x, _ in points], [1e6 * y for _, y in points], **{**style, "linestyle": ""}, markersize=5,
+            label=f"{name}: {1e6 * alpha:.3g} µs, {bandwidth}",
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -115,3 +119,4 @@ def communication_fit(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, title="measured (points), α + βn (lines)", fontsize=8, title_fontsize=8)
     figure.savefig(path, dpi=150)
+    return figure

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from minipar.parallel.pipeline.simulator import Span, Timeline
@@ -14,8 +15,8 @@ from minipar.plot.figure import new_figure
 from minipar.timeline import KIND_COLOURS, KIND_NAMES
 
 
-def gantt(timeline: Timeline, path: Path, *, title: str = "", unit: str = "") -> None:
-    """Draw a pipeline's timeline, predicted or measured, and save the picture.
+def gantt(timeline: Timeline, path: Path, *, title: str = "", unit: str = "") -> Figure:
+    """Draw a pipeline's timeline, predicted or measured; save the picture and return it.
 
     A row is a stage; bars carry their microbatch where there is room, and are paler for each further chunk.
     The bubble is hatched. On the right: how much of the time a stage idles, and the most activations it holds.
@@ -31,12 +32,13 @@ def gantt(timeline: Timeline, path: Path, *, title: str = "", unit: str = "") ->
     key = _draw(timeline, figure.subplots(), length, title, unit)
     figure.legend(handles=key, frameon=False, ncols=len(key), loc="outside lower center")
     figure.savefig(path, dpi=150)
+    return figure
 
 
 def gantt_pair(
     predicted: Timeline, measured: Timeline, path: Path, *, title: str = "", unit: str = ""
-) -> None:
-    """Draw a predicted timeline above the measured one of the same schedule, on one axis of time.
+) -> Figure:
+    """Draw a predicted timeline above the measured one of the same schedule, on one axis of time; save and return it.
 
     Both as `gantt` draws them; what differs in length is where prediction and run part.
 
@@ -59,6 +61,7 @@ def gantt_pair(
         figure.suptitle(title)
     figure.legend(handles=key, frameon=False, ncols=len(key), loc="outside lower center")
     figure.savefig(path, dpi=150)
+    return figure
 
 
 def _draw(timeline: Timeline, axes: Any, length: float, title: str, unit: str | None) -> list[Patch]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from minipar.plot.figure import COLOURS, new_figure
 
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")  # beside colours, for print
@@ -12,8 +14,8 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo")  # beside colours, for prin
 
 def memory_bars(
     ranks: Mapping[str, Mapping[str, float]], path: Path, *, limit: float | None = None, title: str = ""
-) -> None:
-    """Draw what each rank holds, in bytes by kind, one bar a rank; save the picture.
+) -> Figure:
+    """Draw what each rank holds, in bytes by kind, one bar a rank; save the picture and return it.
 
     Args:
         ranks: {rank or layout: {kind: bytes}}.
@@ -24,7 +26,7 @@ def memory_bars(
     units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
     unit, name = next((unit for unit in units if largest >= unit[0]), units[-1])
     rows = {rank: {kind: n / unit for kind, n in kinds.items()} for rank, kinds in ranks.items()}
-    _stacked(rows, path, f"memory ({name})", title, None if limit is None else (limit / unit, "limit"))
+    return _stacked(rows, path, f"memory ({name})", title, None if limit is None else (limit / unit, "limit"))
 
 
 def plan_comparison(
@@ -33,8 +35,8 @@ def plan_comparison(
     *,
     measured: Mapping[str, float] | None = None,
     title: str = "",
-) -> None:
-    """Draw the predicted step of some layouts by what it is spent on, the measured one as a diamond.
+) -> Figure:
+    """Draw the predicted step of some layouts by what it is spent on, the measured one as a diamond; save and return.
 
     Args:
         layouts: {layout: {part: seconds}}, the best first.
@@ -45,7 +47,7 @@ def plan_comparison(
     unit, name = (1.0, "s") if longest >= 1 else (1e-3, "ms")
     rows = {layout: {part: t / unit for part, t in parts.items()} for layout, parts in layouts.items()}
     points = {layout: t / unit for layout, t in (measured or {}).items()}
-    _stacked(rows, path, f"step ({name})", title, points=points)
+    return _stacked(rows, path, f"step ({name})", title, points=points)
 
 
 def _stacked(
@@ -55,7 +57,7 @@ def _stacked(
     title: str,
     limit: tuple[float, str] | None = None,
     points: Mapping[str, float] | None = None,
-) -> None:
+) -> Figure:
     names = list(rows)
     kinds = list(dict.fromkeys(kind for parts in rows.values() for kind, n in parts.items() if n))
     figure = new_figure(9.0, 1.6 + 0.36 * len(names))
@@ -78,3 +80,4 @@ def _stacked(
     handles, texts = axes.get_legend_handles_labels()
     figure.legend(handles, texts, frameon=False, ncols=3, fontsize=8, loc="outside lower center")
     figure.savefig(path, dpi=150)
+    return figure

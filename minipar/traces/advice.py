@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from minipar.traces.report import TraceReport
@@ -14,22 +15,39 @@ def advice(report: TraceReport, facts: dict[str, Any]) -> list[str]:
     """Return sentences: what takes the time, then each loss worth naming with what to do about it, largest first.
 
     Args:
-        facts: of the run; `cores`, `pp`, `microbatches` and `schedule` are read where they are there.
+        facts: of the run; `cores` and `host` of each rank, `microbatches` and `schedule` are read where they are there.
     """
     work = report.share("work")
     losses = {name: report.share(name) for name in ("others", "transfer", "stages", "data", "rest")}
     named = [name for name in sorted(losses, key=lambda name: -losses[name]) if losses[name] >= LITTLE]
     first = f"The ranks work {work:.0%} of the time"
-    cores = facts.get("cores")
-    if cores is not None and cores < len(report.ranks):
+    if (crowd := crowded(facts)) is not None:
+        host, ranks, cores = crowd
+        where = f" on {host}" if ranks < len(report.ranks) else ""
         return [
-            f"{first}: the {len(report.ranks)} of them share {cores} cores and take turns, so the shares above say"
-            " little about the layout. Use as many ranks as cores to learn more."
+            f"{first}: the {ranks} of them{where} share {cores} cores and take turns, so the shares above say little"
+            " about the layout. Use as many ranks as cores to learn more."
         ]
     if not named:
         return [f"{first}: nothing holds this run back but the work itself."]
     write = {"others": _others, "transfer": _transfer, "stages": _stages, "data": _data, "rest": _rest}
     return [f"{first}."] + [write[name](report, facts) for name in named]
+
+
+def crowded(facts: dict[str, Any]) -> tuple[str, int, int] | None:
+    """Return (host, its ranks, their cores) of the host with the fewest cores a rank, None if each rank has one.
+
+    A launcher may have bound each rank to cores of its own, so it is the cores of all of a host's ranks that count.
+    """
+    cores: dict[str, set[int]] = {}
+    ranks: Counter[str] = Counter()
+    for host, mine in zip(facts.get("host", ()), facts.get("cores", ())):
+        cores.setdefault(host, set()).update(mine)
+        ranks[host] += 1
+    if not ranks:
+        return None
+    worst = min(ranks, key=lambda host: len(cores[host]) / ranks[host])
+    return (worst, ranks[worst], len(cores[worst])) if len(cores[worst]) < ranks[worst] else None
 
 
 def _others(report: TraceReport, facts: dict[str, Any]) -> str:
@@ -52,16 +70,17 @@ def _transfer(report: TraceReport, facts: dict[str, Any]) -> str:
 
     (operation, group) = max(report.traffic, key=cost)
     row = report.traffic[operation, group]
-    size = row.bytes / row.calls
+    size = row.bytes / row.calls if row.calls else None  # None: all were begun before the steps looked at
     hidden = report.share("hidden")
     helps = (
         "the messages are small, so that starting them costs most: send fewer, larger ones (larger buckets)"
-        if size < SMALL_MESSAGE
+        if size is not None and size < SMALL_MESSAGE
         else "the bytes cost most: a larger batch a rank means more work for the same bytes"
     )
     return (
         f"Communication that nothing hides takes {report.share('transfer'):.0%} of the time (hidden behind work: up to"
-        f" {hidden:.0%}). Most of it is {operation} in {group}, {bytes_in_words(size)} a call; {helps}."
+        f" {hidden:.0%}). Most of it is {operation} in {group}"
+        + (f", {bytes_in_words(size)} a call; {helps}." if size is not None else ".")
     )
 
 

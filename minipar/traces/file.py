@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from minipar.backend import peak_memory
+from minipar.backend import peak_gpu_memory, peak_memory
 from minipar.comm.interface import Communicator
+from minipar.comm.launcher import core_numbers
 from minipar.comm.traced import clock_offset
 from minipar.errors import DataError, UsageError
 from minipar.trace import FLIGHT, Span, Trace
 
 MICROSECONDS = 1e6
-PER_RANK = ("clock_error", "peak_memory", "process")
+PER_RANK = ("clock_error", "peak_memory", "gpu_memory", "host", "process", "cores")
 
 
 class RunTrace:
@@ -65,7 +66,10 @@ class ClockedTrace:
         own |= {
             "clock_error": max(error, error_then),
             "peak_memory": peak_memory(),
+            "gpu_memory": peak_gpu_memory(),
+            "host": platform.node(),
             "process": f"{platform.node()} {os.getpid()}",
+            "cores": core_numbers(),
         }
         mine = {"spans": spans, "own": own}
         parts = self.comm.gather(np.frombuffer(json.dumps(mine).encode(), np.uint8), root=0)

@@ -15,6 +15,7 @@ is hidden; that figure is an upper bound, as the end of a transfer is noticed on
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,11 @@ Collective = tuple[str, int]  # (group, how-manieth)
 
 @dataclass
 class RankTimes:
-    """Seconds of one rank, over all steps that are looked at; see the module for the shares."""
+    """Seconds of one rank, over all steps that are looked at; see the module for the shares.
+
+    Attributes:
+        bubble: share of its pipeline's time in which the rank does nothing, as in `TraceReport`.
+    """
 
     work: float = 0.0
     data: float = 0.0
@@ -38,6 +43,12 @@ class RankTimes:
     stages: float = 0.0
     rest: float = 0.0
     hidden: float = 0.0
+    bubble: float | None = None
+
+    @property
+    def exposed(self) -> float:
+        """Seconds in which the rank communicates or waits, and does nothing else."""
+        return self.others + self.transfer + self.stages
 
 
 @dataclass
@@ -74,11 +85,15 @@ class TraceReport:
         ranks = self.ranks if rank is None else [self.ranks[rank]]
         return statistics.fmean(getattr(times, name) for times in ranks) / self.seconds
 
+    def excess(self, rank: int) -> float:
+        """Return by how much a rank's work exceeds the mean, as a share of the mean; below 0 where it is less."""
+        mean = statistics.fmean(times.work for times in self.ranks)
+        return self.ranks[rank].work / mean - 1 if mean else 0.0
+
     @property
     def imbalance(self) -> float:
         """By how much the rank with the most work exceeds the mean, as a share of the mean."""
-        work = [times.work for times in self.ranks]
-        return max(work) / statistics.fmean(work) - 1 if sum(work) else 0.0
+        return self.excess(self.busiest)
 
     @property
     def busiest(self) -> int:
@@ -112,7 +127,10 @@ def examine(trace: RunTrace) -> TraceReport | None:
     for spans in trace.ranks:
         report.ranks.append(_times(spans, window, reached, report.traffic))
     bubbles = list(_bubbles(trace, steps))
-    report.bubble = statistics.fmean(bubbles) if bubbles else None
+    if bubbles:
+        for times, its in zip(report.ranks, zip(*bubbles)):
+            times.bubble = statistics.fmean(its)
+        report.bubble = statistics.fmean(itertools.chain(*bubbles))
     return report
 
 
@@ -206,8 +224,8 @@ def length_of(intervals: Iterable[Interval]) -> float:
     return total
 
 
-def _bubbles(trace: RunTrace, steps: Sequence[tuple[str, float, float]]) -> Iterator[float]:
-    """Yield, for each step of a pipeline, the share of its time in which a stage does nothing, mean over ranks."""
+def _bubbles(trace: RunTrace, steps: Sequence[tuple[str, float, float]]) -> Iterator[list[float]]:
+    """Yield, for each step of a pipeline, the share of its time in which each rank does nothing."""
     for _, start, end in steps:
         actions = [
             [(s.start, s.end) for s in spans if s.kind == ACTION and start <= s.start < end]
@@ -216,4 +234,4 @@ def _bubbles(trace: RunTrace, steps: Sequence[tuple[str, float, float]]) -> Iter
         every = [interval for rank in actions for interval in rank]
         if every:
             whole = max(b for _, b in every) - min(a for a, _ in every)
-            yield 1 - statistics.fmean(length_of(rank) for rank in actions) / whole
+            yield [1 - length_of(rank) / whole for rank in actions]

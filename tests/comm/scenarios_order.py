@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scenario_helpers import LENGTHS, part, parts, refused, same_everywhere, scenario
@@ -9,6 +11,7 @@ from scenario_helpers import LENGTHS, part, parts, refused, same_everywhere, sce
 from minipar.comm import Communicator
 from minipar.comm.collectives import ALGORITHMS
 from minipar.errors import MismatchError, UsageError
+from minipar.mesh import Mesh
 
 # Point to point ---------------------------------------------------------------------------------------
 
@@ -220,6 +223,18 @@ def ledger_counts_exactly(comm: Communicator) -> None:
     assert comm.ledger.ring_elements("all_reduce") * size == 3 * 2 * (size - 1) * n
     assert comm.ledger.ring_elements("reduce_scatter") * size == (size - 1) * n
     assert comm.ledger.ring_elements("all_gather") * size == (size - 1) * joined
+
+
+@scenario
+def ledger_tells_two_grids_over_the_same_ranks_apart(comm: Communicator) -> None:
+    n, size = 12, comm.size
+    comm.ledger.reset()
+    for tp in (size, 1 if size % 2 else 2):  # both name the first group world/tp0
+        group = Mesh(comm, dp=size // tp, tp=tp).tp
+        before = comm.ledger.ring_elements()
+        group.all_reduce(np.ones(n))
+        assert comm.ledger.ring_elements() - before == Fraction(2 * (tp - 1) * n, tp)
+    assert sum(calls for (op, _), (calls, _, _) in comm.ledger.as_dict().items() if op == "all_reduce") == 2
 
 
 @scenario

@@ -26,6 +26,16 @@ def test_rows_totals_and_reset() -> None:
     assert ledger.as_dict() == {} and ledger.calls() == 0 and row.elements == 0
 
 
+def test_groups_of_one_name_and_different_sizes_are_told_apart_and_added_up() -> None:
+    ledger = Ledger()
+    for ranks, elements in ((4, 80), (2, 20)):
+        row = ledger.row("all_reduce", "world/tp0", ranks)
+        row.calls, row.elements, row.bytes = 1, elements, 4 * elements
+    assert ledger.ring_elements() == 80 * Fraction(6, 4) + 20
+    assert ledger.as_dict() == {("all_reduce", "world/tp0"): (2, 100, 400)}
+    assert ledger.table().splitlines()[1].split() == ["all_reduce", "world/tp0", "2", "100", "400", "140"]
+
+
 def test_ring_factors() -> None:
     assert ring_factor("all_reduce", 4) == Fraction(6, 4)
     assert ring_factor("reduce_scatter", 4) == ring_factor("all_gather", 4) == Fraction(3, 4)

@@ -97,4 +97,18 @@ FAULTS: list[Fault] = [
         "",
         "tests/trace/test_train_trace.py::test_actions_of_a_pipeline_are_those_of_its_schedule",
     ),
+    Fault(
+        "trace: one host's cores are held against all hosts' ranks",
+        "minipar/traces/advice.py",
+        "    for host, mine in zip(facts.get(\"host\", ()), facts.get(\"cores\", ())):\n",
+        "    for host, mine in ((facts[\"host\"][0], cores) for cores in facts.get(\"cores\", ())):\n",
+        "tests/trace/test_trace_report.py -k host_by_host",
+    ),
+    Fault(
+        "trace: every rank's bubble is the mean",
+        "minipar/traces/report.py",
+        "times.bubble = statistics.fmean(its)",
+        "times.bubble = statistics.fmean(itertools.chain(*bubbles))",
+        "tests/trace/test_trace_report.py -k 'simulated_schedule or tables_have'",
+    ),
 ]

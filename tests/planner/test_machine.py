@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from minipar.planner import calibrate as calibration
 from minipar.planner.calibrate import fit_line, measure_collective, measure_overlap
 from minipar.planner.fit import fitted, with_rates
 from minipar.planner.layout import Layout
-from minipar.planner.machine import Machine, Measured, read_machine, write_machine
+from minipar.planner.machine import Machine, Measured, Table, read_machine, write_machine
 from minipar.planner.measure_ops import Kind, kinds, measure_kind, measure_updates
 from minipar.planner.presets import GPUS, NETWORKS, preset
 from minipar.planner.run_layouts import Ran, Runs, middle
@@ -32,9 +34,9 @@ def test_a_machine_is_read_back_as_it_was_written(machine, tmp_path: Path) -> No
     assert read_machine(tmp_path / "machine.json") == machine
 
 
-def _broken(tmp_path: Path, *keys: str) -> Path:
+def _broken(tmp_path: Path, *keys: str, machine: Machine = PLAIN) -> Path:
     path = tmp_path / "machine.json"
-    write_machine(PLAIN, path)
+    write_machine(machine, path)
     found = json.loads(path.read_text())
     for key in keys:
         *parents, last = key.split(".")
@@ -57,9 +59,45 @@ def test_every_missing_key_is_named(keys: tuple[str, ...], tmp_path: Path) -> No
     assert "minipar calibrate" in str(error.value)
 
 
+def test_every_missing_key_of_what_was_measured_is_named(tmp_path: Path) -> None:
+    keys = ("measured.step", "measured.reference", "measured.ops.gelu.backward", "memory")
+    with pytest.raises(DataError) as error:
+        read_machine(_broken(tmp_path, *keys, machine=MEASURED))
+    assert all(key in str(error.value) for key in keys)
+
+
+def test_another_format_is_refused_by_name(tmp_path: Path) -> None:
+    path = _broken(tmp_path)
+    path.write_text(path.read_text().replace("minipar machine 1", "minipar machine 9"))
+    with pytest.raises(DataError, match=r"'minipar machine 9', this minipar reads 'minipar machine 1'"):
+        read_machine(path)
+    assert read_machine(_broken(tmp_path, "format")) == PLAIN  # as written by hand
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (dict(ops={"gelu": Table(((1.0, 2.0),), [0.0, 1e-3], [1e-3, 1e-3])}), "measured.ops.gelu.forward = 0"),
+        (dict(ops={"gelu": Table(((1.0, 2.0),), [1e-3], [1e-3])}), "of shape"),
+        (dict(ops={"gelu": Table(((2.0, 1.0),), [1e-3, 1e-3], [1e-3, 1e-3])}), "do not increase"),
+        (dict(fits={"send": {2: (-1e-6, 0.0)}}), "measured.fits.send.2 = -1e-06"),
+        (dict(samples={"send": {2: [(8.0, 0.0)]}}), "measured.samples.send.2"),
+        (dict(step=-1.0, context={"gpt": 0.0}), "measured.step = -1, measured.context.gpt = 0"),
+        (dict(reference={"gpt": -2.0}), "measured.reference.gpt = -2"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_measurements_that_cannot_be_are_named(change: dict[str, Any], named: str, tmp_path: Path) -> None:
+    assert MEASURED.measured is not None
+    write_machine(replace(MEASURED, measured=replace(MEASURED.measured, **change)), tmp_path / "machine.json")
+    with pytest.raises(DataError, match=re.escape(named)):
+        read_machine(tmp_path / "machine.json")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "named"),
-    [("memory", -1, "memory = -1"), ("node_ranks", 0, "node_ranks = 0"), ("overhead", -1, "overhead = -1"),
+    [("memory", -1, "memory = -1"), ("matmul", {"float32": {"peak": 1e12, "efficiency": 0}}, "efficiency = 0"),
+     ("node_ranks", 0, "node_ranks = 0"), ("overhead", -1, "overhead = -1"),
      ("memory", "much", "much")],
 )  # fmt: skip
 def test_values_that_cannot_be_are_named(key: str, value: object, named: str, tmp_path: Path) -> None:

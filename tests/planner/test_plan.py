@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 
 from minipar import Mesh, launch, world
 from minipar.cli import app
-from minipar.commands.plan import command_of, machine_of, parse_bytes, plan_command, subject_of
+from minipar.commands.plan import command_of, data_remark, machine_of, parse_bytes, plan_command, subject_of
 from minipar.config import TrainConfig
 from minipar.errors import DataError, UsageError
 from minipar.mesh import factorings
@@ -24,7 +26,7 @@ from minipar.planner.presets import preset
 from minipar.planner.reference import undisturbed
 from minipar.planner.run_layouts import config_of, measure
 from minipar.planner.shapes import shape_of
-from minipar.training import Job
+from minipar.training import Job, build_model, load_data
 from tests.planner.machines import MEASURED, PLAIN
 
 GPT = shape_of("gpt", GPTConfig(96, 64, 128, 4, 4))
@@ -110,6 +112,19 @@ def test_when_nothing_fits_the_smallest_change_is_named_and_helps() -> None:
     assert plan(shape, machine, 8, 64, FP16, parse_bytes(memory)).candidates
     assert plan(shape, machine, ranks, 64, FP16).candidates
     assert not plan(shape, machine, ranks // 2, 64, FP16).candidates
+
+
+@pytest.mark.parametrize(("ranks", "near"), [(97, {96, 99}), (10_007, {768})])
+def test_when_no_layout_is_possible_the_nearest_ranks_and_batch_are_named_and_help(ranks: int, near: set[int]) -> None:
+    found = plan(GPT, PLAIN, ranks, 32)
+    with pytest.raises(UsageError, match=r"is possible: .*dp above 32") as error:
+        _ = found.best
+    named = [int(words.split()[0].strip(",")) for words in str(error.value).split("--ranks ")[1:]]
+    assert set(named) == near and all(plan(GPT, PLAIN, n, 32).candidates for n in named)
+    between = range(max(n for n in near if n < ranks) + 1, min(ranks, 768))
+    assert not any(plan(GPT, PLAIN, n, 32).candidates for n in between)
+    batch = int(str(error.value).split("--batch ")[1])
+    assert batch == ranks and plan(GPT, PLAIN, ranks, batch).candidates
 
 
 def test_slow_links_between_nodes_keep_tensor_parallelism_inside() -> None:
@@ -248,6 +263,40 @@ def test_without_a_machine_it_says_how_to_get_one(tmp_path: Path, monkeypatch: p
     assert machine_of(None, None) == MEASURED
     with pytest.raises(UsageError, match="presets"):
         machine_of("machine.json", "ethernet-100")
+
+
+def test_more_ranks_than_were_measured_are_said_to_be_more_machines(tmp_path: Path) -> None:
+    write_machine(MEASURED, tmp_path / "m.json")
+    words = ("--model", "mlp", "--machine", str(tmp_path / "m.json"), "--ranks")
+    assert "measured with 2 ranks: 4 are taken for 2 such machines" in ask(*words, "4")[0]
+    assert "such machines" not in ask(*words, "2")[0]
+
+
+def test_what_the_table_leaves_out_is_said_and_shown_with_all() -> None:
+    words = ("--model", "gpt", "--machine", "a100-80gb", "--ranks", "96", "--vocab", "200")
+    (short, _), (whole, _) = ask(*words), ask(*words, "--all")
+    left = int(short.split(" more: --all shows them")[0].split()[-1])
+    assert len(whole.splitlines()) >= len(short.splitlines()) + left - 2
+    for words_of_less in (" more: --all", "more reasons", ", and 1", " more: "):
+        assert words_of_less not in whole.split(" takes ")[0]
+
+
+@pytest.mark.parametrize("model", ["gpt2", "gpt"])
+def test_the_command_trains_the_very_model(model: str) -> None:
+    subject = subject_of(model, {"vocab": 300, "batch": 500} if model == "gpt" else {})
+    found = plan(subject.shape, preset("a100-80gb"), 8, subject.config.batch or 0, FP16)
+    words = command_of(subject, found.best, 8, FP16).split()
+    words = words[words.index("train") + 2 :]
+    given = dict(itertools.pairwise(words))
+    names = ("vocab", "layers", "width", "heads", "seq_len")
+    sizes = {name: int(given[f"--{name.replace('_', '-')}"]) for name in names}
+    config = TrainConfig(model="gpt", data=given["--data"], **sizes).resolved()  # type: ignore[arg-type]
+    built = build_model(config, load_data(config).info)
+    assert sum(math.prod(p.global_shape) for p in built.parameters()) == found.shape.parameters
+    remark = data_remark(subject.config)
+    assert (remark is None) == (model == "gpt") and (remark is None or "to train, give --data" in remark)
+    with pytest.raises(UsageError, match="different characters"):
+        build_model(replace(config, vocab=9), load_data(config).info)
 
 
 def test_a_measured_machine_plans_in_the_precision_it_was_measured_in(tmp_path: Path) -> None:

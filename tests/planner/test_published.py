@@ -6,10 +6,10 @@ import statistics
 
 import pytest
 
+from minipar.commands.plan import plan_command
 from minipar.models import GPTConfig
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.memory import transformer_activations, zero_bytes
-from minipar.planner.plan import plan
 from minipar.planner.presets import MODELS, preset
 from minipar.planner.shapes import shape_of
 from minipar.planner.step_time import predict
@@ -81,10 +81,13 @@ def test_megatron_table_within_five_percent_and_better_than_one_rate() -> None:
     assert machine.bandwidth < 2039e9
 
 
-def test_175_billion_parameters_on_1024_gpus() -> None:
-    shape = shape_of("gpt", MODELS["gpt-175b"])
-    found = plan(shape, preset("a100-80gb"), 1024, 1536, PRECISIONS["fp16"])
+def test_175_billion_parameters_on_1024_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    found = plan_command("gpt-175b", "a100-80gb", None, 1024, None, None, {}, None, None, None, None)
     best = found.best.layout
+    told = capsys.readouterr().out
+    assert "tensor parallelism, which sends most and waits for it, stays inside a node".capitalize() in told
+    assert "the pipeline, which sends single activations, goes across nodes" in told
+    assert f"{best} takes " in told and "the model does not fit one rank, so it has to be cut" in told
     assert best.tp == 8, "tensor parallelism fills the node"
     assert best.pp > 1 and best.dp > 1
     assert best.pp * best.dp == 128

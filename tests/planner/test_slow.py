@@ -12,6 +12,7 @@ import pytest
 
 from minipar import launch, world
 from minipar.comm.clock import Clock
+from minipar.comm.levels import Levels
 from minipar.comm.slow import (
     SlowCommunicator,
     network_environment,
@@ -165,6 +166,53 @@ def test_units_are_read_and_wrong_ones_refused(monkeypatch: pytest.MonkeyPatch) 
     for name, value in network_environment("1ms", "100MB/s").items():
         monkeypatch.setenv(name, value)
     assert network_in_environment() == Clock(1e-3, 1e-8)
+    for name, value in network_environment("1ms,1s", "100MB/s", 2).items():
+        monkeypatch.setenv(name, value)
+    assert network_in_environment() == Levels(Clock(1e-3, 1e-8), Clock(1.0, 1e-8), 2)
+
+
+@pytest.mark.parametrize(
+    ("latency", "bandwidth", "node_size", "told"),
+    [("10us,1ms", None, None, "--node-size"), (None, None, 2, "--latency"), ("1us,1ms,1s", None, 2, "inside a node"),
+     ("1ms", "1GB/s", 0, "at least 1"), ("1us,", None, 2, "--latency")],
+)  # fmt: skip
+def test_levels_that_cannot_be(
+    latency: str | None, bandwidth: str | None, node_size: int | None, told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        network_environment(latency, bandwidth, node_size)
+
+
+NETWORK = Levels(Clock(1e-3, 1e-8), Clock(1e-1, 1e-6), 2)
+
+
+def test_links_inside_a_node_and_between_nodes() -> None:
+    assert NETWORK.message(0, 1, 1000) == pytest.approx(1e-3 + 1e-5)
+    assert NETWORK.message(1, 2, 1000) == pytest.approx(1e-1 + 1e-3)
+    inside = NETWORK.collective("all_reduce", 1000, (2, 3))
+    assert inside == pytest.approx(Clock(1e-3, 1e-8).collective("all_reduce", 1000, 2))
+    assert NETWORK.collective("all_reduce", 1000, (1, 3)) == pytest.approx(2 * 1e-1 + 1e-3)
+    # Reduce-scatter inside, an all-reduce of each half across, all-gather inside.
+    assert NETWORK.collective("all_reduce", 1000, range(4)) == pytest.approx(2 * (1e-3 + 5e-6) + 2e-1 + 5e-4)
+
+
+def test_ranks_of_a_node_are_near_each_other_and_others_far() -> None:
+    def work() -> tuple[float, float, float]:
+        comm = SlowCommunicator(world(), Levels(Clock(0.002), Clock(0.05), 2))
+        pair, across = comm.split(comm.rank // 2), comm.split(comm.rank % 2)
+        assert isinstance(pair, SlowCommunicator) and isinstance(across, SlowCommunicator)
+        ends = [group.ends(_call("all_reduce"), 0, 0.0) for group in (pair, across)]
+        comm.inner.barrier()
+        start = time.monotonic()
+        if comm.rank == 1:
+            comm.send(X, 2)
+        elif comm.rank == 2:
+            comm.recv(1)
+        return ends[0], ends[1], time.monotonic() - start
+
+    for rank, (near, far, seconds) in enumerate(launch(work, 4)):
+        assert near == pytest.approx(0.004) and far == pytest.approx(0.1)
+        assert rank != 2 or seconds >= 0.05
 
 
 PROGRAM = """

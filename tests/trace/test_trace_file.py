@@ -14,7 +14,10 @@ from minipar.trace import Span, Trace
 from minipar.traces.file import ClockedTrace, RunTrace, read, write
 from tests.trace.test_traced_communicator import Elsewhere
 
-FACTS = {"run": "a run", "clock_error": [0.0, 1e-5], "peak_memory": [5, 6], "process": ["a", "b"]}
+FACTS = {
+    "run": "a run", "clock_error": [0.0, 1e-5], "peak_memory": [5, 6], "gpu_memory": [0, 0], "host": ["a", "a"],
+    "process": ["a 1", "a 2"], "cores": [[0], [1]],
+}  # fmt: skip
 WHERE = {"bytes": 8, "group": "world", "peers": [1], "number": 1}
 RANKS = [
     [Span("step", "step 1", 0.0, 1.0, {}), Span("flight", "all_reduce", 0.25, 0.75, WHERE)],

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from minipar.commands.trace import losses_table, ranks_table
 from minipar.parallel.pipeline import SCHEDULES, simulate
 from minipar.trace import Span
-from minipar.traces.advice import advice
+from minipar.traces.advice import advice, crowded
 from minipar.traces.file import RunTrace
 from minipar.traces.report import axis_of, examine, length_of, own_times, steps_of
 
@@ -24,8 +25,8 @@ def step(start: float, end: float, number: int = 1) -> Span:
 
 
 def run(*ranks: list[Span], **facts: Any) -> RunTrace:
-    each = {"clock_error": [0.0] * len(ranks), "peak_memory": [1] * len(ranks), "process": ["a"] * len(ranks)}
-    return RunTrace(ranks, {**each, **facts})
+    each = {"clock_error": 0.0, "peak_memory": 2**20, "gpu_memory": 0, "host": "a", "process": "a", "cores": [0, 1]}
+    return RunTrace(ranks, {**{key: [value] * len(ranks) for key, value in each.items()}, **facts})
 
 
 def shares(trace: RunTrace, rank: int = 0) -> dict[str, float]:
@@ -141,12 +142,34 @@ def test_the_bubble_of_a_simulated_schedule_is_the_formula_s(name: str, stages: 
     ]
     report = examine(run(*ranks))
     assert report is not None and report.bubble == pytest.approx(float(timeline.bubble))
+    assert [times.bubble for times in report.ranks] == pytest.approx([float(1 - u) for u in timeline.utilisation])
+
+
+def test_the_tables_have_exposed_bubble_imbalance_and_gpu_memory_of_each_rank() -> None:
+    one = [step(0, 10), made("action", 0, 4, "F0"), made("wait", 4, 6, "recv"), made("action", 6, 10, "B0")]
+    two = [step(0, 10), made("wait", 0, 4, "recv"), made("action", 4, 6, "F0"), made("collective", 6, 8, number=1)]
+    trace = run(one, two, gpu_memory=[3 * 2**20, 2**20], process=["a", "b"])
+    report = examine(trace)
+    assert report is not None
+    shares = [column(ranks_table(report), k)[0] for k in range(7)]
+    assert shares == ["0", "80.0%", "0.0%", "0.0%", "0.0%", "20.0%", "0.0%"]
+    found = [column(losses_table(report, trace), k) for k in range(7)]
+    assert found == [
+        ["0", "1"], ["20.0%", "60.0%"], ["0.0%", "0.0%"], ["+60.0%", "-60.0%"], ["20.0%", "80.0%"],
+        ["1 MiB", "1 MiB"], ["3 MiB", "1 MiB"],
+    ]  # fmt: skip
+    on_cpu = losses_table(report, run(one, two))
+    assert len(on_cpu.columns) == 6 and column(on_cpu, 5) == ["1 MiB", "shared"]
+
+
+def column(table: Any, number: int) -> list[str]:
+    return list(table.columns[number].cells)
 
 
 def told(*ranks: list[Span], **facts: Any) -> str:
     report = examine(run(*ranks))
     assert report is not None
-    return " ".join(advice(report, {"cores": 64, **facts}))
+    return " ".join(advice(report, facts))
 
 
 def test_words_for_work_alone() -> None:
@@ -158,7 +181,15 @@ def test_words_for_imbalance() -> None:
     slow = [step(0, 10), made("forward", 0, 10), made("collective", 10, 10, number=1)]
     text = told(quick, slow)
     assert "wait for each other 25%" in text and "rank 1 works 33% longer" in text
-    assert "take turns" in told(quick, slow, cores=1)
+    assert "the 2 of them share 1 cores and take turns" in told(quick, slow, host=["a", "a"], cores=[[0], [0]])
+
+
+def test_ranks_are_counted_host_by_host_against_all_cores_that_those_may_use() -> None:
+    assert crowded({}) is None
+    assert crowded({"host": ["a", "a"], "cores": [[0], [1]]}) is None  # bound to a core each
+    assert crowded({"host": ["a", "b"], "cores": [[0], [0]]}) is None  # rank 0's cores are not all there are
+    assert crowded({"host": ["a", "b", "b"], "cores": [[0, 1], [0, 1], [0, 1]]}) is None
+    assert crowded({"host": ["a", "b", "b", "b"], "cores": [[0, 1]] * 4}) == ("b", 3, 2)
 
 
 def test_words_for_a_machine_that_is_not_quiet() -> None:
@@ -174,6 +205,13 @@ def test_words_for_communication() -> None:
 
     assert "all_reduce in dp, 1 KiB a call; the messages are small" in told(communicating(1024))
     assert "all_reduce in dp, 16 MiB a call; the bytes cost most" in told(communicating(2**24))
+
+
+def test_words_for_communication_that_was_begun_before() -> None:
+    """Waited for in the steps that are looked at, begun before them: there is no call to speak of."""
+    begun, waited = made("flight", 0, 10.5, "all_gather", number=1), made("wait", 11, 19, "all_gather", number=1)
+    spans = [step(0, 10, 1), begun, step(11, 21, 2), waited]
+    assert "Most of it is all_gather in dp." in told(spans)
 
 
 def test_words_for_a_bubble() -> None:

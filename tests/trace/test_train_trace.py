@@ -79,6 +79,7 @@ def test_the_same_weights_with_and_without_a_trace(tmp_path: Path) -> None:
         assert done.code == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("with", "without")]
     assert weights[0] == weights[1]
+    assert (tmp_path / "with" / "memory.png").stat().st_size > 1000
 
 
 def test_show_prints_shares_traffic_and_words(tmp_path: Path) -> None:
