@@ -3,7 +3,8 @@
 There is one model, and it is serial; each kind of parallelism is a wrapper from outside. The floors, each
 importing only from those above it in this list:
 
-    0  backend, kernels, random, trace   where arrays live, fused loops, counter-based random numbers, spans
+    0  backend, kernels, random, trace   where arrays live, fused loops, counter-based random numbers, spans;
+       files                             files that are whole or not at all
     1  tape, tensor, ops, gradcheck      reverse-mode differentiation and its primitives
     2  nn, recompute, optim, flat, amp, data, models
     3  comm, agreement                   communicators on threads and MPI, textbook collectives

@@ -229,11 +229,6 @@ class TrainConfig:
                 raise UsageError(f"--{name.replace('_', '-')} is about float16's range; it is for --amp fp16")
         if self.loss_scale is not None and self.loss_scale <= 0:
             raise UsageError(f"--loss-scale is {self.loss_scale}, it must be positive")
-        if self.amp == "bf16" and self.tp > 1:
-            raise UsageError(
-                "--amp bf16 with --tp above 1 is refused: tensor parallelism sums activations over ranks, and"
-                " MPI has no sum of bfloat16; use --amp fp16"
-            )
         if self.amp == "bf16" and self.device == "cuda":
             raise UsageError("--amp bf16 is for --device cpu: CuPy has no bfloat16; use --amp fp16")
         if self.precision_policy is not None and self.convolution == "region":

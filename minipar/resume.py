@@ -1,7 +1,7 @@
 """A training job's checkpoints: what is saved of it, when, and which settings a resumed run must share.
 
     saving = Saving(Path("checkpoints"), every=100, keep=3)
-    resume(job, saving.directory)                 # or not, for a fresh run
+    saving.resume(job)                            # or not, for a fresh run
     for record in job.train():
         saving.after(job)                         # saves after every 100th step and after the last
 
@@ -28,6 +28,7 @@ from minipar.checkpoint import (
     open_checkpoint,
     save,
 )
+from minipar.checkpoint.folder import is_checkpoint, step_of
 from minipar.checkpoint.manifest import BUFFER
 from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig
@@ -48,7 +49,7 @@ class Saving:
     """When a run saves, and what it keeps.
 
     Attributes:
-        directory: of the run's checkpoints.
+        directory: of the run's checkpoints; or one checkpoint to go on from, and then the run saves beside it.
         every: steps from one to the next; the last step is always saved.
         keep: the newest so many stay.
 
@@ -65,18 +66,46 @@ class Saving:
             if value < 1:
                 raise UsageError(f"--{name} is {value}, it must be at least 1")
 
+    @property
+    def place(self) -> Path:
+        """The directory into which checkpoints go."""
+        return self.directory.resolve().parent if is_checkpoint(self.directory) else self.directory
+
     def check_fresh(self, comm: Communicator) -> None:
-        """Refuse to begin a run in a directory that holds another run's checkpoints. Collective."""
+        """Refuse to begin a run in a directory that holds, or is, another run's checkpoint. Collective."""
 
         def look() -> None:
+            what = f"--checkpoint {self.directory}"
+            if is_checkpoint(self.directory):
+                raise UsageError(f"{what} names one checkpoint: go on from it with --resume, or give another directory")
             found = checkpoints(self.directory)
             if found:
                 raise UsageError(
-                    f"--checkpoint {self.directory} holds {found[-1].name} already: go on from it with --resume,"
-                    " or give another directory"
+                    f"{what} holds {found[-1].name} already: go on from it with --resume, or give another directory"
                 )
 
         agreed(comm, look)
+
+    def resume(self, job: Job) -> Path:
+        """Give a fresh job the state of the checkpoint to go on from; return that one's path. Collective.
+
+        Raises:
+            UsageError: as `resume`; or it is one checkpoint, and later ones stand in the way of the run's own.
+            DataError: a damaged file; names it.
+        """
+        path = resume(job, self.directory)
+
+        def look() -> None:
+            later = [p for p in checkpoints(self.place) if step_of(p) > job.steps_done]
+            if later:
+                raise UsageError(
+                    f"--checkpoint {self.directory} is of step {job.steps_done}, and {self.place} holds"
+                    f" {later[-1].name} already: go on from the newest with --checkpoint {self.place}, or remove"
+                    " the later ones, or copy this one into a directory of its own"
+                )
+
+        agreed(job.comm, look)
+        return path
 
     def after(self, job: Job, stopping: bool = False) -> Path | None:
         """Save if it is time, or the run stops here; return the checkpoint's path. Collective, after a step."""
@@ -87,7 +116,7 @@ class Saving:
     def save(self, job: Job) -> Path:
         """Save now and return the checkpoint's path. Collective; call it between two steps."""
         job.comm.mark(phase="checkpoint")
-        return save_job(job, self.directory, self.keep)
+        return save_job(job, self.place, self.keep)
 
 
 def check_can_save(job: Job) -> None:

@@ -3,30 +3,43 @@
 RUN/config.json         settings, layout, data facts, vocabulary, final validation
 RUN/metrics.jsonl       one object a step: step loss grad_norm samples_per_s seconds
 RUN/loss.png            the loss curve
+RUN/precision.png       what a precision policy's decisions rest on
 RUN/model.safetensors   the trained weights; a GPT's in GPT-2's layout
+
+Each file but the metrics, which grow, comes to be whole or not at all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from safetensors.numpy import save_file
-
+from minipar.amp import PrecisionPolicy
+from minipar.checkpoint.shard_file import write_shard
 from minipar.config import TrainConfig
 from minipar.data import Vocabulary
-from minipar.errors import DataError, UsageError
+from minipar.errors import DataError, MiniparError, UsageError
+from minipar.files import replacing
 from minipar.models import GPT, Model
 from minipar.models import gpt2_weights as gpt2
-from minipar.plot import loss_curves
+from minipar.plot import loss_curves, precision_histograms
 from minipar.training import Job, StepRecord, build_model
+
+
+class WriteFailed(MiniparError, RuntimeError):
+    """A file of a run's directory could not be written, though the directory could when the run began."""
 
 
 class RunWriter:
     """Writes a run's directory; used by rank 0 only.
+
+    Attributes:
+        failure: why no more metrics are written; None while they are.
 
     Raises:
         UsageError: the directory cannot be made or written.
@@ -34,19 +47,20 @@ class RunWriter:
 
     def __init__(self, directory: Path, job: Job):
         self.directory, self.job = directory, job
+        self.failure: WriteFailed | None = None
         metrics = directory / "metrics.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             kept = metrics_until(metrics, job.steps_done) if job.steps_done else []
-            self._metrics: TextIO = metrics.open("w")
-            self._metrics.writelines(json.dumps(line) + "\n" for line in kept)
-            self._metrics.flush()
+            with replacing(metrics) as path:
+                path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            self._metrics: TextIO = metrics.open("a")
+            self._write_config(None)
         except OSError as error:
-            raise UsageError(f"--out {directory} cannot be written: {error.strerror}") from None
+            raise UsageError(f"--out {directory} cannot be written: {error.strerror or error}") from None
         known = [line["loss"] for line in kept]
         self.losses: list[float] = known if kept and kept[-1]["step"] == job.steps_done else []
         self.first = job.steps_done - len(self.losses) + 1  # the step of the first of them
-        self._write_config(None)
 
     def _write_config(self, validation: dict[str, float] | None) -> None:
         vocabulary = self.job.data.vocabulary
@@ -57,24 +71,70 @@ class RunWriter:
             "vocabulary": vocabulary.to_dict() if vocabulary else None,
             "validation": validation,
         }
-        (self.directory / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
+        with replacing(self.directory / "config.json") as path:
+            path.write_text(json.dumps(facts, indent=2) + "\n")
 
-    def add(self, record: StepRecord) -> None:
-        """Append one step's line."""
+    def add(self, record: StepRecord) -> bool:
+        """Append one step's line; return whether it could be written, else `failure` says why not.
+
+        It raises nothing: rank 0 is alone here, and the others would be left in the next step.
+        """
         self.losses.append(record.loss)
-        self._metrics.write(json.dumps(asdict(record)) + "\n")
-        self._metrics.flush()  # so that a run can be watched, and a killed one keeps its history
+        if self.failure is None:
+            try:
+                self._metrics.write(json.dumps(asdict(record)) + "\n")
+                self._metrics.flush()  # so that a run can be watched, and a killed one keeps its history
+            except OSError as error:
+                self.failure = self._failed("metrics.jsonl", error)
+                with contextlib.suppress(OSError):  # closing tries to write what is still in the buffer
+                    self._metrics.close()
+        return self.failure is None
+
+    def check(self) -> None:
+        """Raise WriteFailed if the metrics could not be written."""
+        if self.failure is not None:
+            raise self.failure
 
     def finish(self, validation: dict[str, float], model: Model) -> None:
-        """Write the weights, the picture and the final validation."""
+        """Write the weights, the picture and the final validation.
+
+        Raises:
+            WriteFailed: names the file.
+        """
         self._metrics.close()
-        save_weights(model, self.directory / "model.safetensors")
+        with self._told("model.safetensors"):
+            save_weights(model, self.directory / "model.safetensors")
         config = self.job.config
         title = f"{config.model} on {self.job.data.info['name']}, {self.job.comm.size} ranks"
         at = {self.job.steps_done: validation["loss"]}
         curves = {"training": self.losses}
-        loss_curves(curves, self.directory / "loss.png", validation=at, title=title, first=self.first)
-        self._write_config(validation)
+        with self._told("loss.png"), replacing(self.directory / "loss.png") as path:
+            loss_curves(curves, path, validation=at, title=title, first=self.first)
+        with self._told("config.json"):
+            self._write_config(validation)
+
+    def draw_policy(self, policy: PrecisionPolicy) -> None:
+        """Draw what a policy's decisions rest on.
+
+        Raises:
+            WriteFailed: the picture cannot be written.
+        """
+        with self._told("precision.png"), replacing(self.directory / "precision.png") as path:
+            precision_histograms(policy, path)
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Tell what the system refuses in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise self._failed(name, error) from None
+
+    def _failed(self, name: str, error: OSError) -> WriteFailed:
+        return WriteFailed(
+            f"{self.directory / name} cannot be written after step {self.job.steps_done}: {error.strerror or error};"
+            " make room, or give another --out"
+        )
 
 
 def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
@@ -95,11 +155,14 @@ def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 
 def save_weights(model: Model, path: Path) -> None:
-    """Write a model's weights as safetensors; a GPT's in GPT-2's layout."""
-    if isinstance(model, GPT):
-        gpt2.save(model, path)
-    else:
-        save_file(model.state_dict(), path)
+    """Write a model's weights as safetensors; a GPT's in GPT-2's layout. `path` is whole, or as it was before.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    state = model.state_dict()
+    with replacing(path) as partial:
+        write_shard(partial, gpt2.to_gpt2(state) if isinstance(model, GPT) else state, {})
 
 
 def read_history(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -4,7 +4,8 @@
     vanish │ subnormal │ normal: ten bits of fraction      │ overflow
 
 Scaling a tensor by 2^k shifts its histogram by k bins, so one histogram of unscaled gradients tells what
-would become of them under any loss scale.
+would become of them under any loss scale. Scaling by another number moves bins across float16's limits in
+part: such a bin counts in proportion, as if its elements were spread evenly over its power of two.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ class ExponentHistogram:
         return int(self.counts[BINS + 1])
 
     def share(self, low: float = -math.inf, high: float = math.inf, scale: float = 1.0) -> float:
-        """Return the share of non-zero elements with low ≤ exponent < high once multiplied by `scale`."""
-        shifted = self.exponents + round(math.log2(scale))
-        chosen = (shifted >= low) & (shifted < high)
-        return float(self.counts[:BINS][chosen].sum()) / max(self.nonzero, 1)
+        """Return the share of non-zero elements with low ≤ log2|scale · x| < high."""
+        start = self.exponents + math.log2(scale)
+        inside = np.clip(np.minimum(start + 1, high) - np.maximum(start, low), 0, 1)  # of each bin, (BINS,)
+        return float((self.counts[:BINS] * inside).sum()) / max(self.nonzero, 1)
 
     def vanishing(self, scale: float = 1.0) -> float:
         """Return the share that float16 rounds to zero: below half its smallest number."""

@@ -57,20 +57,22 @@ class GradScaler:
         hysteresis: int = 1,
         floor: float = 0.0,
     ):
-        if growth_factor <= 1:
-            raise UsageError(f"GradScaler: growth_factor = {growth_factor} must be above 1")
-        if not 0 < backoff_factor < 1:
-            raise UsageError(f"GradScaler: backoff_factor = {backoff_factor} must lie between 0 and 1")
-        if growth_interval < 1 or hysteresis < 1:
-            numbers = f"growth_interval = {growth_interval} and hysteresis = {hysteresis}"
-            raise UsageError(f"GradScaler: {numbers} must be at least 1")
+        if isinstance(init_scale, str):
+            raise UsageError(
+                f"GradScaler: {init_scale!r} is PyTorch's device, which is not asked for here: the first argument"
+                " is init_scale, a number"
+            )
+        self.set_growth_factor(growth_factor)
+        self.set_backoff_factor(backoff_factor)
+        self.set_growth_interval(growth_interval)
+        if hysteresis < 1:
+            raise UsageError(f"GradScaler: hysteresis = {hysteresis} must be at least 1")
         if not (0 <= floor <= init_scale < float("inf") and init_scale > 0):
             raise UsageError(
                 f"GradScaler: init_scale = {init_scale} must be positive and not below floor = {floor}"
             )
         self._scale, self._growth_tracker, self._hysteresis_left = float(init_scale), 0, hysteresis
-        self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
-        self.growth_interval, self.hysteresis, self.floor = growth_interval, hysteresis, floor
+        self.hysteresis, self.floor = hysteresis, floor
         self.enabled, self.comm = enabled, comm
         self._stages: dict[int, str] = {}
         self._found: dict[int, bool] = {}
@@ -82,6 +84,36 @@ class GradScaler:
     def get_scale(self) -> float:
         """Return the present loss scale; 1 if the scaler is not enabled."""
         return self._scale if self.enabled else 1.0
+
+    def get_growth_factor(self) -> float:
+        """Return what the scale is multiplied by after `growth_interval` good steps."""
+        return self.growth_factor
+
+    def set_growth_factor(self, new_factor: float) -> None:
+        """Set it; UsageError unless it is above 1."""
+        if new_factor <= 1:
+            raise UsageError(f"GradScaler: growth_factor = {new_factor} must be above 1")
+        self.growth_factor = new_factor
+
+    def get_backoff_factor(self) -> float:
+        """Return what the scale is multiplied by after an overflow."""
+        return self.backoff_factor
+
+    def set_backoff_factor(self, new_factor: float) -> None:
+        """Set it; UsageError unless it lies between 0 and 1."""
+        if not 0 < new_factor < 1:
+            raise UsageError(f"GradScaler: backoff_factor = {new_factor} must lie between 0 and 1")
+        self.backoff_factor = new_factor
+
+    def get_growth_interval(self) -> int:
+        """Return how many good steps in a row it takes for the scale to grow."""
+        return self.growth_interval
+
+    def set_growth_interval(self, new_interval: int) -> None:
+        """Set it; UsageError unless it is at least 1."""
+        if new_interval < 1:
+            raise UsageError(f"GradScaler: growth_interval = {new_interval} must be at least 1")
+        self.growth_interval = new_interval
 
     def scale(self, loss: Tensor) -> Tensor:
         """Return the loss times the scale: call backward on that."""
@@ -172,7 +204,7 @@ class GradScaler:
                 self._scale = max(self._scale * self.backoff_factor, self.floor)
         else:
             self._growth_tracker += 1
-            if self._growth_tracker == self.growth_interval:
+            if self._growth_tracker >= self.growth_interval:
                 self._growth_tracker, self._hysteresis_left = 0, self.hysteresis
                 grown = self._scale * self.growth_factor
                 self._scale = grown if grown <= LARGEST else self._scale

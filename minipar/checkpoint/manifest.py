@@ -12,7 +12,8 @@
     }
 
 The last entry is the sum of all others, and the text is written in exactly one way, so that any byte that
-changes is noticed.
+changes is noticed. Both hold for every version of the format: a file whose version is too high but whose sum
+fits is a newer minipar's, one whose sum does not fit is damaged.
 """
 
 from __future__ import annotations
@@ -124,12 +125,12 @@ def read_manifest(checkpoint: Path) -> Manifest:
         raise DataError(f"checkpoint {checkpoint}: {path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged: it is no manifest of a checkpoint; use another checkpoint") from None
+    if said != _sum(body) or text != _text({**body, "sha256": said}):
+        raise DataError(f"{path} is damaged: its contents do not have the sha256 that it says; use another checkpoint")
     if newer:
         raise UsageError(
             f"{path} is of format version {version}, this minipar reads versions up to {VERSION}: use a newer minipar"
         )
-    if said != _sum(body) or text != _text({**body, "sha256": said}):
-        raise DataError(f"{path} is damaged: its contents do not have the sha256 that it says; use another checkpoint")
     if body.pop("format") != FORMAT or body.pop("version") != VERSION:
         raise DataError(f"{path} is no manifest of a {FORMAT} of version {VERSION}")
     try:

@@ -18,9 +18,14 @@ from typing import Any
 import numpy as np
 
 from minipar.backend import Array
-from minipar.errors import DataError
+from minipar.errors import DataError, UsageError
 
-DTYPES = {"float16": "F16", "float32": "F32", "float64": "F64"}
+# The format's names of the dtypes that it shares with NumPy.
+DTYPES = {
+    "bool": "BOOL", "int8": "I8", "int16": "I16", "int32": "I32", "int64": "I64",
+    "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64",
+    "float16": "F16", "float32": "F32", "float64": "F64",
+}  # fmt: skip
 CHUNK = 1 << 20  # bytes hashed at a time
 
 
@@ -28,14 +33,17 @@ def write_shard(path: Path, tensors: Mapping[str, Array], about: Mapping[str, st
     """Write host arrays as a safetensors file down to the disk; return {"bytes": …, "sha256": …}.
 
     Args:
-        about: the file's metadata.
+        about: the file's metadata; none if it is empty.
 
     Raises:
+        UsageError: an array of a dtype that the format, or NumPy's reader of it, does not know; names the array.
         OSError: the file cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": dict(about)}
+    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
     at = 0
     for key, array in tensors.items():
+        if array.dtype.name not in DTYPES:
+            raise UsageError(f"{key} is {array.dtype}, which cannot be stored; what can: {', '.join(DTYPES)}")
         place = [at, at + array.nbytes]
         header[key] = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": place}
         at += array.nbytes

@@ -1,6 +1,6 @@
 """Save: every rank writes the elements it answers for into a file of its own, and rank 0 the manifest, last.
 
-    rank 0      make DIR/step-N.partial
+    rank 0      lock DIR, make DIR/step-N.partial
     all         write shard-RANK.safetensors
     rank 0      write manifest.json, rename to DIR/step-N, remove old checkpoints
 
@@ -10,6 +10,7 @@ untouched.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -100,8 +101,10 @@ def save(
         keep: remove all but so many of the newest checkpoints, once this one is complete.
 
     Raises:
-        UsageError: ranks train parameters of their own (`own_mean`), or there is a checkpoint of this step.
-        SaveFailed: it cannot be written; on every rank. Earlier checkpoints are as they were.
+        UsageError: ranks train parameters of their own (`own_mean`), there is a checkpoint of this step, another
+            job is saving into the directory, or an array has a dtype that cannot be stored.
+        SaveFailed: it cannot be written, and earlier checkpoints are as they were; or it is complete, and old
+            ones cannot be removed. On every rank.
     """
     if strategy.own_mean:
         raise UsageError(
@@ -112,44 +115,62 @@ def save(
     partial = final.with_name(f"step-{step:08d}{folder.PARTIAL}")
 
     def on_first(work: Callable[[], T]) -> T | None:
-        return agreed(comm, lambda: _written(work, final) if comm.rank == 0 else None)
+        return agreed(comm, lambda: _written(work, final, step) if comm.rank == 0 else None)
 
-    on_first(lambda: folder.begin(directory, step))
+    lock = on_first(lambda: folder.begin(directory, step))
     try:
-        shard = shard_of(strategy, optimizer, comm.rank)
-        about = {"step": str(step), "rank": str(comm.rank), "ranks": str(comm.size)}
-        path = partial / shard.file
-        facts = agreed(
-            comm, lambda: _written(lambda: write_shard(path, shard.arrays, about) if shard.arrays else None, final)
-        )
-        shard.arrays.clear()
-        parts = comm.all_gather_object((shard, facts))
+        try:
+            shard = shard_of(strategy, optimizer, comm.rank)
+            about = {"step": str(step), "rank": str(comm.rank), "ranks": str(comm.size)}
+            path = partial / shard.file
 
-        def complete() -> Path:
-            manifest = Manifest(
-                step, dict(config), dict(layout), {**scalars, "optimizer": _joined_scalars(parts)},
-                {part.file: written for part, written in parts if written}, _joined_tensors(parts),
-            )  # fmt: skip
-            check(manifest)
-            return folder.finish(partial, manifest.encode())
+            def write() -> dict[str, Any] | None:
+                return write_shard(path, shard.arrays, about) if shard.arrays else None
 
-        on_first(complete)
-    except MiniparError:
-        if comm.rank == 0:  # room for whatever comes next; what cannot be removed now goes at the next save
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if keep is not None:
-        on_first(lambda: folder.remove_old(directory, keep))
+            facts = agreed(comm, lambda: _written(write, final, step))
+            shard.arrays.clear()
+            parts = comm.all_gather_object((shard, facts))
+
+            def complete() -> Path:
+                manifest = Manifest(
+                    step, dict(config), dict(layout), {**scalars, "optimizer": _joined_scalars(parts)},
+                    {part.file: written for part, written in parts if written}, _joined_tensors(parts),
+                )  # fmt: skip
+                check(manifest)
+                return folder.finish(partial, manifest.encode())
+
+            on_first(complete)
+        except MiniparError:
+            if comm.rank == 0:  # room for whatever comes next; what cannot be removed now goes at the next save
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        if keep is not None:
+            agreed(comm, lambda: _remove_old(directory, keep, final) if comm.rank == 0 else None)
+    finally:
+        if lock is not None:
+            os.close(lock)
     return final
 
 
-def _written(work: Callable[[], T], checkpoint: Path) -> T:
+def _written(work: Callable[[], T], checkpoint: Path, step: int) -> T:
     """Return `work()`; what the system refuses is told in one line."""
     try:
         return work()
     except OSError as error:
+        reason = error.strerror or error
         raise SaveFailed(
-            f"checkpoint {checkpoint} cannot be written: {error.strerror or error}; earlier ones are untouched"
+            f"checkpoint {checkpoint} of step {step} cannot be written: {reason}; earlier ones are untouched"
+        ) from None
+
+
+def _remove_old(directory: Path, keep: int, newest: Path) -> None:
+    """Remove what is beyond `keep`; a failure does not touch the checkpoint that has just been completed."""
+    try:
+        folder.remove_old(directory, keep)
+    except OSError as error:
+        raise SaveFailed(
+            f"checkpoint {newest} is complete, but older ones in {directory} cannot be removed:"
+            f" {error.strerror or error}; remove them, and go on with --resume"
         ) from None
 
 

@@ -13,6 +13,9 @@ transpose. So a model whose tensors are spread over ranks needs no gradient code
     all_to_all    all-to-all       all-to-all        back again
     send / recv   send / receive   receive / send    a gradient travels the way back
 
+Sums of two-byte floats are taken in float32 and rounded once, as within one matrix product: added up in float16
+they could overflow on the way, and MPI knows no sum of bfloat16.
+
 copy_to and reduce_from are f and g of Megatron-LM (Shoeybi et al. 2019, section 3); all_gather and
 reduce_scatter are g and ḡ of its sequence parallelism (Korthikanti et al. 2022, section 4.2.2).
 """
@@ -25,6 +28,7 @@ import numpy as np
 
 from minipar.backend import Array, array_module
 from minipar.comm.interface import Communicator, balanced
+from minipar.kernels.common import widen
 from minipar.tensor import Tensor, primitive, record
 
 
@@ -35,11 +39,16 @@ def joined(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> Ar
     return xp.moveaxis(together, 0, axis)
 
 
+def summed(comm: Communicator, x: Array) -> Array:
+    """Return the sum of the ranks' arrays."""
+    return comm.all_reduce(_contiguous(widen(x))).astype(x.dtype, copy=False)
+
+
 def summed_part(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> Array:
     """Return this rank's part along `axis` of the sum of the ranks' arrays."""
     xp = array_module(x)
-    part = comm.reduce_scatter(xp.ascontiguousarray(xp.moveaxis(x, axis, 0)), counts)
-    return xp.moveaxis(part, 0, axis)
+    part = comm.reduce_scatter(xp.ascontiguousarray(xp.moveaxis(widen(x), axis, 0)), counts)
+    return xp.moveaxis(part, 0, axis).astype(x.dtype, copy=False)
 
 
 def own_part(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> Array:
@@ -57,13 +66,13 @@ def _contiguous(g: Array) -> Array:
 @primitive
 def copy_to(x, comm):
     """x itself; the gradients of all ranks are summed."""
-    return x, lambda g: (lambda: comm.all_reduce(_contiguous(g)), None)
+    return x, lambda g: (lambda: summed(comm, g), None)
 
 
 @primitive
 def reduce_from(x, comm):
     """The sum of all ranks' x; each gets the gradient of the sum, which is the same everywhere."""
-    return comm.all_reduce(_contiguous(x)), lambda g: (g, None)
+    return summed(comm, x), lambda g: (g, None)
 
 
 def scatter(x: Tensor, comm: Communicator, axis: int, counts: Sequence[int] | None = None) -> Tensor:

@@ -105,11 +105,9 @@ def export(
         model = saved_model(path, open_checkpoint(path))
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with out.open("ab"):  # the library's own message would not say which file
-                pass
             save_weights(model, out)
         except OSError as error:
-            raise UsageError(f"{out} cannot be written: {error.strerror}") from None
+            raise UsageError(f"{out} cannot be written: {error.strerror or error}") from None
         return path
 
     path = _on_first_rank(write)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from minipar.agreement import agreed
-from minipar.amp import PrecisionPolicy
 from minipar.comm.interface import Communicator
 from minipar.commands.report import console, progress, say, verify_table
 from minipar.config import TrainConfig
@@ -20,8 +19,8 @@ from minipar.models import GPT, Model, generate
 from minipar.parallel.strategies.layers import Layers
 from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest
-from minipar.plot import memory_bars, precision_histograms
-from minipar.resume import Saving, check_can_save, resume
+from minipar.plot import memory_bars
+from minipar.resume import Saving, check_can_save
 from minipar.runs import RunWriter
 from minipar.stopping import StopRequest
 from minipar.trace import recording
@@ -55,11 +54,12 @@ def run_training(
         comm = recorder.comm
     job = Job(config, comm)
     master = comm.rank == 0
+    stop = stop or StopRequest()
     start: dict[str, str] = {}
     if saving is not None:
         check_can_save(job)
         if resuming:
-            path = resume(job, saving.directory)
+            path = saving.resume(job)
             start = {"resumed": f"{path}, step {job.steps_done} of {config.steps}"}
         else:
             saving.check_fresh(comm)
@@ -80,14 +80,15 @@ def run_training(
     records, stopping, saved = job.train(), False, None
     with recording(recorder.trace if recorder else None):
         for record in progress(records, config.steps or 0, screen) if master else records:
-            if writer:
-                writer.add(record)
-            stopping = stop is not None and stop.agreed(comm) and job.steps_done < (config.steps or 0)
+            if writer and not writer.add(record):
+                stop.asked = True  # the ranks stop together, and save what they have; `check` tells why
+            stopping = stop.agreed(comm) and job.steps_done < (config.steps or 0)
             saved = saving.after(job, stopping) if saving else None
             if recorder:
                 recorder.after_step(facts_of(job))
             if stopping:
                 break
+    agreed(comm, lambda: writer.check() if writer else None)
     if recorder:
         recorder.finish(facts_of(job))
     if stopping:
@@ -101,10 +102,8 @@ def run_training(
     if master and config.amp == "fp16":
         scaler = job.precision.scaler
         say(screen, {"loss scale": f"{scaler.get_scale():g}, {job.precision.skipped} steps skipped"})
-    if master and job.precision.policy is not None:
-        report_policy(job.precision.policy, out)
-    if writer and trained:
-        writer.finish(validation, trained)
+    agreed(comm, lambda: conclude(writer, job, validation, trained) if writer and trained else None)
+    if trained:
         seconds = job.seconds_done
         say(screen, {
             "": "",
@@ -146,14 +145,16 @@ def stopped_line(job: Job, saved: Path | None) -> str:
     return f"{at}, saved {saved}; to go on, give the same command with --resume"
 
 
-def report_policy(policy: PrecisionPolicy, out: Path) -> None:
-    """Print each parameter's precision with its reason, and draw what they rest on into RUN/precision.png."""
-    if policy.observing:
+def conclude(writer: RunWriter, job: Job, validation: dict[str, float], trained: Model) -> None:
+    """Write what a run leaves behind; print a precision policy's decisions, each with its reason."""
+    policy = job.precision.policy
+    if policy is not None and policy.observing:
         steps = policy.config.observe
         console().print(f"precision policy: undecided, it needs {steps} steps without overflow")
-        return
-    console().print(policy.table(), markup=False, soft_wrap=True)
-    precision_histograms(policy, out / "precision.png")
+    elif policy is not None:
+        console().print(policy.table(), markup=False, soft_wrap=True)
+        writer.draw_policy(policy)
+    writer.finish(validation, trained)
 
 
 def precision_of(config: TrainConfig) -> str:

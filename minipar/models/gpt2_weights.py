@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from minipar.backend import Array
 from minipar.errors import DataError, UsageError
@@ -73,8 +73,3 @@ def load(path: Path, heads: int) -> GPT:
     model.assign_paths()
     model.load_state_dict(state)
     return model
-
-
-def save(model: GPT, path: Path) -> None:
-    """Write a GPT's weights as a safetensors file in GPT-2's layout."""
-    save_file(to_gpt2(model.state_dict()), path)

@@ -21,11 +21,12 @@ def precision_histograms(policy: PrecisionPolicy, path: Path) -> None:
         policy: one that has decided.
         path: where to, .png, .pdf or .svg.
     """
-    shift = round(math.log2(policy.scale))
+    shift = math.log2(policy.scale)
+    scale = f"2^{shift:g}" if shift.is_integer() else f"{policy.scale:g}"
     panels = (
         ("values", policy.values, 0),
         ("gradients", policy.gradients, 0),
-        (f"gradients × loss scale 2^{shift}", policy.gradients, shift),
+        (f"gradients × loss scale {scale}", policy.gradients, shift),
     )
     figure = new_figure(8.0, 6.5)
     for axes, (title, histograms, moved) in zip(figure.subplots(len(panels), 1, sharex=True), panels):

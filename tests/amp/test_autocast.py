@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import sys
 import threading
 from collections.abc import Callable
 
@@ -256,6 +257,16 @@ def test_recompute_replays_in_the_precision_of_the_forward():
     for direct, replayed in zip(*gradients):
         assert direct.dtype == np.float32
         np.testing.assert_array_equal(direct, replayed)
+
+
+def test_bfloat16_is_refused_where_the_arrays_library_has_none(monkeypatch):
+    monkeypatch.setattr(sys.modules[autocast.__module__], "is_gpu_array", lambda x: True)
+    layer, x = Linear(3, 4).materialize(0), t(2, 3)
+    refused = pytest.raises(UsageError, match="CuPy has no bfloat16; use float16 on a GPU, or --device cpu")
+    with refused, autocast("bfloat16"):
+        layer(x)
+    with autocast("float16"):
+        assert layer(x).dtype == np.float16
 
 
 def test_a_model_keeps_float32_weights_gradients_and_residuals():

@@ -11,7 +11,7 @@ from minipar.checkpoint import newest, open_checkpoint
 from minipar.errors import UsageError
 from minipar.resume import resume, save_job
 from minipar.training import Job
-from tests.checkpoint.jobs import job, steps
+from tests.checkpoint.jobs import LOSS_TOLERANCE, job, steps
 
 TOTAL = 5
 
@@ -72,7 +72,7 @@ def test_a_resumed_run_decides_as_the_uncut_one(
         assert counts.keys() == known[1].keys() and all(v and g for v, g in counts.values())
         if ranks == others and before == after:
             assert knows == known and begun + losses == whole, "bitwise"
-        assert begun + losses == pytest.approx(whole, rel=5e-3)
+        assert begun + losses == pytest.approx(whole, rel=LOSS_TOLERANCE["fp16"])
 
 
 def test_other_thresholds_are_refused(file: Path, tmp_path: Path) -> None:

@@ -117,11 +117,26 @@ def test_float16_gradients_are_refused():
         ({"hysteresis": 0}, "hysteresis = 0"),
         ({"init_scale": 2.0, "floor": 4.0}, "floor = 4.0"),
         ({"init_scale": 0.0}, "init_scale = 0.0"),
+        ({"init_scale": "cuda"}, "'cuda' is PyTorch's device, .*: the first argument is init_scale"),
     ],
 )
 def test_options_out_of_range_are_named(options, named):
     with pytest.raises(UsageError, match=named):
         GradScaler(**options)
+
+
+def test_factors_and_interval_are_set_and_read_under_pytorchs_names():
+    scaler = GradScaler(16.0)
+    assert (scaler.get_growth_factor(), scaler.get_backoff_factor(), scaler.get_growth_interval()) == (2.0, 0.5, 2000)
+    assert trace(scaler, "oo") == [16, 16]
+    scaler.set_growth_factor(4.0)
+    scaler.set_backoff_factor(0.25)
+    scaler.set_growth_interval(2)  # already reached: the next good step counts
+    assert trace(scaler, "ox" "oo") == [64, 16, 16, 64]
+    for name, value in (("growth_factor", 1), ("backoff_factor", 0), ("growth_interval", 0)):
+        with pytest.raises(UsageError, match=f"{name} = {value} must"):
+            getattr(scaler, f"set_{name}")(value)
+    assert (scaler.get_growth_factor(), scaler.get_backoff_factor(), scaler.get_growth_interval()) == (4.0, 0.25, 2)
 
 
 def test_state_goes_through_a_dictionary():

@@ -1,6 +1,10 @@
 """`minipar train --checkpoint … --resume` and `minipar checkpoint show|verify|export`."""
 
 import json
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +72,22 @@ def test_resume_with_nothing_left_to_do_writes_the_run_again(trained: Path, tmp_
     assert all(value.tobytes() == theirs[name].tobytes() for name, value in ours.items())
 
 
+def test_going_on_from_one_checkpoint_saves_beside_it(trained: Path, tmp_path: Path) -> None:
+    saved, one = tmp_path / "saved", tmp_path / "saved" / "step-00000002"
+    for name in ("step-00000002", "step-00000004"):
+        shutil.copytree(trained / "saved" / name, saved / name)
+    words = [*GPT, "--ranks", 2, "--out", tmp_path / "run", "--checkpoint", one]
+    assert_one_line(minipar(*words), 2, f"{one} names one checkpoint: go on from it with --resume, or give another")
+    told = (f"{one} is of step 2, and {saved} holds step-00000004 already", f"--checkpoint {saved}, or remove")
+    assert_one_line(minipar(*words, "--resume"), 2, *told)
+    assert {p.name for p in one.iterdir()} == {p.name for p in (trained / "saved" / one.name).iterdir()}
+    shutil.rmtree(saved / "step-00000004")
+    done = minipar(*words, "--resume", "--every", 2)
+    assert done.code == 0, done
+    assert [p.name for p in checkpoints(saved)] == [f"step-0000000{n}" for n in (2, 4, 6)]
+    assert [line[:2] for line in numbers(tmp_path / "run")] == [line[:2] for line in numbers(trained / "run")[2:]]
+
+
 def test_show_and_verify(trained: Path) -> None:
     shown = minipar("checkpoint", "show", trained / "saved")
     assert shown.code == 0, shown
@@ -97,6 +117,55 @@ def test_export_is_gpt2s_naming(trained: Path, tmp_path: Path) -> None:
     model = saved_model(path, open_checkpoint(path))
     for name, value in gpt2_weights.load(out, heads=2).state_dict().items():
         assert np.array_equal(value, model.state_dict()[name]), name
+
+
+@contextmanager
+def room(size: int) -> Iterator[None]:
+    """Inside, the system allows no file above `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_an_export_that_does_not_fit_is_one_line_and_leaves_what_was_there(trained: Path, tmp_path: Path) -> None:
+    out, old = tmp_path / "new.safetensors", tmp_path / "old.safetensors"
+    old.write_text("what was there")
+    for place in (out, old, tmp_path):
+        with room(6000):  # the weights take 13 kB
+            refused = minipar("checkpoint", "export", trained / "saved", place)
+        reason = "it exists and is no plain file" if place is tmp_path else "File too large"
+        assert_one_line(refused, 2, f"{place} cannot be written: {reason}")
+    assert [p.name for p in tmp_path.iterdir()] == [old.name] and old.read_text() == "what was there"
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"), ((2, "model.safetensors"), (60, "metrics.jsonl")), ids=("weights", "metrics")
+)
+def test_a_run_that_does_not_fit_is_one_line(steps: int, name: str, tmp_path: Path) -> None:
+    """Settings fit; weights do not, nor do the lines of 60 steps."""
+    with room(6000):
+        refused = minipar("train", "gpt", *SMALL["gpt"], "--steps", steps, "--ranks", 2, "--out", tmp_path)
+    assert_one_line(refused, 1, f"{tmp_path / name} cannot be written after step ", "File too large", "rank 0 of 2")
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "config.json"}
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0])["step"] == 1 and (len(lines) == 2 or 20 < len(lines) < 60)
+
+
+def test_a_run_whose_metrics_do_not_fit_saves_before_it_ends(tmp_path: Path) -> None:
+    run, saved = tmp_path / "run", tmp_path / "saved"
+    words = ["train", "mlp", "--width", 4, "--layers", 1, "--batch", 6, "--steps", 200, "--ranks", 2, "--out", run]
+    words += ["--checkpoint", saved, "--every", 1000]
+    with room(10_000):
+        refused = minipar(*words)
+    assert_one_line(refused, 1, f"{run / 'metrics.jsonl'} cannot be written after step ", "File too large")
+    last = int(checkpoints(saved)[-1].name[5:])
+    assert refused.err.split("after step ")[1].startswith(f"{last}: ")
+    done = minipar(*words, "--resume")
+    assert done.code == 0, done
+    assert [line["step"] for line in metrics(run)] == [n for n in range(1, 201) if n != last], "one line is lost"
 
 
 @pytest.mark.parametrize(

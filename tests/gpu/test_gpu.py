@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 from minipar import Tensor, optim
+from minipar.amp import GradScaler, autocast
 from minipar.backend import device_module, to_device, to_host
 from minipar.kernels import gpu, gpu_blas, plain
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig
+from minipar.verification import TOLERANCE as VERIFIED
+from minipar.verification import relative_error
 from tests.gpu.device import needs_gpu
 from tests.gpu.kernel_cases import CASES
 from tests.gpu.test_gpu_blas import PAIRS
@@ -94,6 +97,37 @@ def test_models_train_as_on_the_cpu(name: str) -> None:
 
     for got, want in zip(run("cuda"), run("cpu")):
         compare(got, want, 1e-8)
+
+
+@pytest.mark.parametrize("name", ("gpt", "mlp"))
+def test_a_float16_step_with_a_loss_scale_is_the_cpus(name: str) -> None:
+    """One step, and one that overflows: both devices skip it."""
+
+    def run(device: str) -> tuple[list[Any], list[Any], float]:
+        model = MODELS[name][0]().materialize(seed=0, dtype="float32", device=device)
+        x, y = (to_device(a, device) for a in data_for(name))
+        x = x.astype("float32") if x.dtype.kind == "f" else x
+        optimizer, scaler = optim.SGD(model.parameters(), lr=0.1), GradScaler(1024.0)
+        gradients: list[Any] = []
+        for scale in (1024.0, 2.0**40):
+            scaler.update(scale)
+            model.zero_grad()
+            with autocast("float16"):
+                loss = model.loss(model(Tensor(x) if x.dtype.kind == "f" else x), y) / y.size
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            gradients += [np.array(to_host(p.grad)) for p in model.parameters()] if scale == 1024.0 else []
+            scaler.step(optimizer)
+            scaler.update()
+        return gradients, [to_host(p.data) for p in model.parameters()], scaler.get_scale()
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        (gradients, weights, scale), (want_gradients, want_weights, want_scale) = run("cuda"), run("cpu")
+    assert scale == want_scale == 2.0**39
+    largest = max(float(np.abs(g).max()) for g in want_gradients)
+    for got, want in zip([*gradients, *weights], [*want_gradients, *want_weights]):
+        assert got.dtype == want.dtype == np.float32
+        assert relative_error(got, want, want, largest) <= VERIFIED["fp16"]
 
 
 @pytest.mark.parametrize("name", ("gpt", "mlp"))

@@ -85,4 +85,11 @@ FAULTS: list[Fault] = [
         "return self.share(high=SMALLEST - 2, scale=scale)",
         f"{POLICY}::test_what_vanishes_and_overflows_is_what_float16_makes_of_it",
     ),
+    Fault(
+        "a loss scale that is no power of two is taken for one",
+        "minipar/amp/histogram.py",
+        "start = self.exponents + math.log2(scale)",
+        "start = self.exponents + round(math.log2(scale))",
+        f"{POLICY}::test_a_bin_across_a_limit_counts_in_proportion",
+    ),
 ]

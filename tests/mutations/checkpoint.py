@@ -4,6 +4,7 @@ from tests.mutations.fault import Fault
 
 RESHARD = "tests/checkpoint/test_reshard.py"
 FAULTY = "tests/checkpoint/test_faults.py"
+COMMAND = "tests/checkpoint/test_checkpoint_command.py"
 
 FAULTS: list[Fault] = [
     Fault(
@@ -24,8 +25,8 @@ FAULTS: list[Fault] = [
     Fault(
         "checkpoint: old ones are removed before the new one is complete",
         "minipar/checkpoint/write.py",
-        "    on_first(lambda: folder.begin(directory, step))\n",
-        "    on_first(lambda: folder.begin(directory, step))\n"
+        "    lock = on_first(lambda: folder.begin(directory, step))\n",
+        "    lock = on_first(lambda: folder.begin(directory, step))\n"
         "    on_first(lambda: folder.remove_old(directory, 1))\n",
         f"{FAULTY}::test_old_checkpoints_go_only_when_the_new_one_is_complete",
     ),
@@ -41,7 +42,7 @@ FAULTS: list[Fault] = [
         "minipar/runs.py",
         "        lines.append(line)\n",
         "        lines = [line]\n",
-        "tests/checkpoint/test_checkpoint_command.py::test_resume_continues_the_metrics_and_ends_bitwise_equal",
+        f"{COMMAND}::test_resume_continues_the_metrics_and_ends_bitwise_equal",
     ),
     Fault(
         "checkpoint: the pieces' new values do not reach the parameters",
@@ -63,5 +64,40 @@ FAULTS: list[Fault] = [
         '    job.loader.load_state_dict(saved["loader"])\n',
         "    job.loader.rewind()\n",
         f"{RESHARD}::test_resumed_on_the_same_layout_it_goes_on_bitwise",
+    ),
+    Fault(
+        "checkpoint: a resumed run's loss scale starts anew",
+        "minipar/resume.py",
+        '    job.precision.scaler.load_state_dict(saved["scaler"])\n',
+        "",
+        f"{RESHARD}::test_through_many_layouts_and_back_bitwise -k fp16",
+    ),
+    Fault(
+        "checkpoint: what another job is saving is taken for a killed save",
+        "minipar/checkpoint/folder.py",
+        "fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(lock, fcntl.LOCK_UN)",
+        f"{FAULTY}::test_a_save_of_another_job_that_is_alive_is_left_alone",
+    ),
+    Fault(
+        "checkpoint: a run that goes on from one checkpoint saves into it",
+        "minipar/resume.py",
+        "return save_job(job, self.place, self.keep)",
+        "return save_job(job, self.directory, self.keep)",
+        f"{COMMAND}::test_going_on_from_one_checkpoint_saves_beside_it",
+    ),
+    Fault(
+        "checkpoint: a file that is written again is spoilt if that fails",
+        "minipar/files.py",
+        'partial = target.with_name(f"{target.stem}.partial{target.suffix}")',
+        "partial = target",
+        f"{COMMAND}::test_an_export_that_does_not_fit_is_one_line_and_leaves_what_was_there",
+    ),
+    Fault(
+        "checkpoint: a run whose metrics cannot be written goes on without them",
+        "minipar/runs.py",
+        "            raise self.failure\n",
+        "            return\n",
+        f"{COMMAND}::test_a_run_whose_metrics_do_not_fit_saves_before_it_ends",
     ),
 ]

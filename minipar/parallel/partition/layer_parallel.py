@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from minipar import optim
-from minipar.backend import Array, array_module, to_host
+from minipar.backend import Array, array_module, float_dtype, to_device, to_host
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.models import Model
@@ -102,6 +102,9 @@ class LayerParallel:
         else:
             for name in missing:
                 self._held[name].materialize(seed, name, dtype, device)
+            for block in self.blocks:
+                for _, b in block.named_buffers():
+                    b.data = to_device(b.data.astype(float_dtype(dtype)), device)
         for name, p in self.model.named_parameters():
             if name not in self._held and p.is_materialized:
                 del p.data  # unmaterialised again: its memory is another rank's business

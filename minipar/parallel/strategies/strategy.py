@@ -17,6 +17,7 @@ from minipar import optim
 from minipar.backend import Array, array_module, summand, to_host
 from minipar.comm.interface import Communicator
 from minipar.data import Batch
+from minipar.kernels.common import widen
 from minipar.models import Model
 from minipar.nn import Parameter
 from minipar.parallel.norms import global_norm
@@ -116,6 +117,7 @@ class Strategy:
             if width
             else xp.zeros(logits.shape[:-1], int)
         )
+        best = widen(best)  # MPI knows no maximum of bfloat16
         top = self.tp.all_reduce(xp.ascontiguousarray(best), op="max")
         winner = xp.where(best == top, place, sum(widths))  # the first of equals, as argmax has it
         return int((self.tp.all_reduce(xp.ascontiguousarray(winner), op="min") == targets).sum())
