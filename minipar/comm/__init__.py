@@ -1,8 +1,8 @@
 """Floor 3: communicators on raw arrays. Nothing here knows a Tensor.
 
 Order of imports within the floor: ledger, clock, levels, guard, flight, member, interface, collectives; fabric, rounds,
-threads; wire, watchdog, monitor, signals, hooks, mpi_work, mpi; slow, blas, launch, launcher; traced. Start with
-`interface.py` (what every communicator can do), then `collectives.py` (how an all-reduce is made of sends and
+threads; wire, lines, watchdog, monitor, signals, hooks, mpi_work, mpi; slow, blas, launch, launcher; traced. Start
+with `interface.py` (what every communicator can do), then `collectives.py` (how an all-reduce is made of sends and
 receives).
 """
 

@@ -3,7 +3,8 @@
 Each rank's journal keeps its last 100 communications, with step and phase; to keep one costs nothing beyond the
 `Call` that is made anyway, and its words are made only when they are wanted. Collectives are numbered within
 their group, so those of all ranks can be laid side by side: `parting` shows the last ones on which the ranks
-agree and the first on which they do not.
+agree and the first on which they do not. Of a group whose collectives have all dropped out of a record, the last
+number is known still.
 
     where the ranks part, by their last communications in world:
       rank 0                                              ranks 1-2
@@ -22,12 +23,15 @@ BEFORE, AFTER = 2, 2  # rows shown of what agrees, and of what does not
 COLUMNS = 4  # groups of ranks shown; with more, all but the first are in one
 LAST = 3  # messages shown of each rank where no collective differs
 
-Entry = tuple[str, int, str]  # group, number (0: a message), text with step and phase
+Entry = tuple[str, int, str]  # group, number (0: a message), text with step and phase ("": forgotten)
 
 
 def entries(journal: Journal) -> list[Entry]:
     """Return a rank's record, oldest first, in plain values that can be sent to another rank."""
-    return [(call.group, call.number, _text(call)) for call in list(journal.entries)]
+    record = [(call.group, call.number, _text(call)) for call in list(journal.entries)]
+    remembered = {group for group, number, _ in record if number}
+    forgotten = [(group, n, "") for group, n in journal.numbers.copy().items() if group not in remembered]
+    return forgotten + record
 
 
 def _text(call: Call) -> str:
@@ -58,7 +62,8 @@ def _table(group: str, by_rank: dict[int, dict[int, str]]) -> str:
     known = [calls for calls in by_rank.values() if calls]
     if not known or len(by_rank) < 2:
         return ""
-    first = max(min(calls) for calls in known)  # from here on no record has been overwritten
+    # From here on no record has been overwritten.
+    first = max(number if text else number + 1 for number, text in map(_oldest, known))
     last = max(max(calls) for calls in known)
     differ = (n for n in range(first, last + 1) if len({calls.get(n) for calls in by_rank.values()}) > 1)
     parted = next(differ, None)
@@ -74,6 +79,11 @@ def _table(group: str, by_rank: dict[int, dict[int, str]]) -> str:
     for column in columns[1:]:
         column[1:] = ["the same" if a == b and a else b for a, b in zip(columns[0][1:], column[1:])]
     return f"where the ranks part, by their last communications in {group}:\n" + _side_by_side(columns)
+
+
+def _oldest(calls: dict[int, str]) -> tuple[int, str]:
+    """Return the lowest number in a record, with its text."""
+    return min(calls.items())
 
 
 def _last_messages(records: Mapping[int, Iterable[Sequence[object]]]) -> str:

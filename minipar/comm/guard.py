@@ -93,7 +93,7 @@ class Call:
 
 
 SIGNATURE = ("operation", "sequence number", "dtype", "op", "root", "counts", "shape")
-PLURAL = {"waits": "wait", "has": "have", "is": "are", "does": "do"}
+PLURAL = {"waits": "wait", "has": "have", "is": "are", "does": "do", "was": "were"}
 
 
 def numbered(ranks: Iterable[int]) -> str:
@@ -152,6 +152,7 @@ class Journal:
         self.step: int | None = None
         self.phase: str | None = None
         self.entries: deque[Call] = deque(maxlen=RECORD_LENGTH)
+        self.numbers: dict[str, int] = {}  # of each group's last collective, which the entries may have forgotten
         self.waiting: Call | None = None  # the communication that the rank is inside of
         self.waiting_since = 0.0
         self.finished = False
@@ -165,6 +166,12 @@ class Journal:
             self.phase = phase
         if self.on_move is not None:
             self.on_move(self.place())
+
+    def finish(self) -> None:
+        """Note that the rank's program has ended."""
+        self.finished = True
+        if self.on_move is not None:
+            self.on_move(f"{self.place()}, exit")
 
     def place(self) -> str:
         """Return "rank 1", with the step and the phase where the program has told them."""
@@ -192,7 +199,7 @@ class Journal:
         where = f" ({where})" if where else ""
         last = f"; its last was {self.entries[-1]}" if self.entries else ""
         if self.finished:
-            return "has finished" + last
+            return f"has finished{where}{last}"
         waiting = self.waiting
         if waiting is not None:
             return f"waits in {waiting}{where}"

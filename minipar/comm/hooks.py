@@ -78,16 +78,21 @@ class Hooks:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the reason is said; MPICH would add that we aborted
         self._mpi.COMM_WORLD.Abort(code)
 
-    def fail(self, text: str) -> None:
-        """Print a line about the whole job and end it."""
-        print(f"minipar: {text}", file=sys.stderr)
+    def fail(self, text: str, once: bool = False) -> None:
+        """Print a line about the whole job and end it. With `once` only the first of a host's ranks does so."""
+        if once and not self._has_word():
+            time.sleep(ABORT_SECONDS)  # the other ends this process before
+        else:
+            print(f"minipar: {text}", file=sys.stderr)
         self.end_job(MiniparError.exit_code)
 
     def _rank_died(self, rank: int) -> None:
         """End the job because a rank has gone; say so if its own monitor does not."""
+        place = self.monitor.place_of(rank) if self.monitor is not None else ""
         time.sleep(WORD_SECONDS)  # once the monitor has spoken mpirun ends this process
         if self._has_word():
-            print(f"minipar: rank {rank} died ({DIED})", file=sys.stderr)
+            died = " ".join(filter(None, [f"rank {rank} died", place]))
+            print(f"minipar: {died} ({DIED}); seen by {self._journal.place()}", file=sys.stderr)
         self.end_job(MiniparError.exit_code)
 
     def _end_after(self, reason: str, text: str, code: int, text_if_alike: str) -> None:
@@ -117,6 +122,9 @@ class Hooks:
     def _end_by_signal(self, kind: type[BaseException]) -> None:
         """End the job because of a signal, which mpirun sends to all ranks: one of a host says so."""
         text, code = TEXTS[kind]
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # pressed again, it shall not cut this short
+                signal.signal(number, signal.SIG_IGN)
         alike = self.watchdog.all_end_alike(text, ALIKE_SECONDS)
         if self._journal.rank != 0 if alike else not self._has_word():
             time.sleep(ABORT_SECONDS)  # the other ends this process before

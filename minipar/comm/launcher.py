@@ -7,24 +7,44 @@ than one), jobs that outlive their time, and processes that outlive their job.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
 from minipar.comm.blas import THREAD_VARIABLES
+from minipar.comm.guard import grouped
+from minipar.comm.monitor import JOB, places
 from minipar.errors import CommunicationError, UsageError
 
 GRACE_SECONDS = 3.0  # between asking a job to end and killing it
 TIMED_OUT = 124  # exit code, as of timeout(1)
 LAST_LINES = 30  # of what a failed job said
+# What the launcher passes on. A closed terminal asks the job to end in order; mpirun itself would just drop it.
+PASSED_ON = {
+    signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGQUIT: signal.SIGQUIT,
+    signal.SIGHUP: signal.SIGTERM,
+}  # fmt: skip
+# A child of the launcher that waits at a pipe: it ends the job, $1 its process group, when the pipe just closes.
+GUARD = """
+IFS= read -r said
+[ "$said" = over ] && exit
+kill -TERM -- "-$1" 2>/dev/null
+for second in 1 2 3; do
+    sleep 1
+    kill -0 -- "-$1" 2>/dev/null || exit
+done
+kill -KILL -- "-$1" 2>/dev/null
+"""
 
 
 def find_mpirun() -> str:
@@ -91,7 +111,8 @@ def run_mpi(
         hostfile: passed on to mpirun, for more than one host.
         stdout, stderr: files that the job writes to, by default this process's.
 
-    Interrupts and SIGTERM are passed on to the job, and no process of it is left when this returns.
+    Interrupts, SIGTERM, SIGQUIT and a closed terminal are passed on to the job. No process of it is left when
+    this returns, nor some seconds after this process has been killed.
 
     Raises:
         UsageError: no mpirun, or fewer than one rank.
@@ -101,30 +122,42 @@ def run_mpi(
     mpirun = find_mpirun()
     open_mpi = is_open_mpi(mpirun)
     hosts = [] if hostfile is None else ["--hostfile" if open_mpi else "-f", hostfile]
+    name = secrets.token_hex(8)
     job = subprocess.Popen(
         [mpirun, *hosts, "-n", str(ranks), *command],
-        env=job_environment(ranks, open_mpi, env),
+        env={**job_environment(ranks, open_mpi, env), JOB: name},
         stdout=stdout,
         stderr=stderr,
         start_new_session=True,  # a process group of its own, so that all of it can be signalled
     )
 
     def forward(number: int, frame: FrameType | None) -> None:
-        signal_job(job, number)
+        signal_job(job, PASSED_ON[signal.Signals(number)])
 
     forwarded = {}
-    if threading.current_thread() is threading.main_thread():
-        forwarded = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        code = job.wait(timeout)
-    except subprocess.TimeoutExpired:
-        print(f"minipar: the job was killed after {timeout:g} s: {' '.join(command)}", file=sys.stderr)
-        code = TIMED_OUT
-    finally:
-        end_job(job)
-        for number, handler in forwarded.items():
-            signal.signal(number, handler)
+    with guarded(job):
+        if threading.current_thread() is threading.main_thread():
+            heard = [s for s in PASSED_ON if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # nohup
+            forwarded = {s: signal.signal(s, forward) for s in heard}
+        try:
+            code = job.wait(timeout)
+        except subprocess.TimeoutExpired:
+            print(f"minipar: the job was killed after {timeout:g} s: {where(name, ranks)}; it ran "
+                  f"{' '.join(command)}", file=sys.stderr)  # fmt: skip
+            code = TIMED_OUT
+        finally:
+            end_job(job)
+            for number, handler in forwarded.items():
+                signal.signal(number, handler)
     return code if code >= 0 else 128 - code
+
+
+def where(job: str, ranks: int) -> str:
+    """Return where the ranks of a job are, as far as they have said so on this host."""
+    told = places(job)
+    words = {rank: f"was {place}" if place else "has told no step" for rank, place in told.items()}
+    silent = [rank for rank in range(ranks) if rank not in told]
+    return grouped(words | dict.fromkeys(silent, "has told nothing here"))
 
 
 def run_script(script: str | Path, ranks: int, *arguments: object, timeout: float = 120.0) -> str:
@@ -152,6 +185,24 @@ def run_script(script: str | Path, ranks: int, *arguments: object, timeout: floa
         last = "\n".join((said or printed).splitlines()[-LAST_LINES:])
         raise CommunicationError(f"{script} on {ranks} ranks {how}:\n{last}")
     return printed
+
+
+@contextlib.contextmanager
+def guarded(job: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Inside, the job ends even if this process is killed and cannot see to it."""
+    read, write = os.pipe()
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, "minipar-guard", str(job.pid)],
+        stdin=read, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    os.close(read)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(BrokenPipeError):  # the guard was killed: there is nobody to tell
+            os.write(write, b"over\n")
+        os.close(write)
+        guard.wait()
 
 
 def signal_job(job: subprocess.Popen[bytes], number: int) -> None:

@@ -89,7 +89,7 @@ class Member:
         call.group = self.name
         if peer is None:
             self._number += 1
-            call.number = self._number
+            call.number = journal.numbers[self.name] = self._number
         else:
             call.number = 0
         if x is None:

@@ -26,7 +26,8 @@ from typing import Any
 
 from minipar.errors import UsageError
 
-PLACE_BYTES = 200  # room for "rank 3, step 17, backward"
+PLACE_BYTES = 200  # room for "in step 17, backward"
+JOB = "MINIPAR_JOB"  # environment variable: the launcher's name for its job, by which it finds the places
 DIED = "killed by a signal, crashed in native code, or ended by os._exit"
 # Its standard input is the pipe; $1 the word, $2 this rank. A terminal's Ctrl-C does not reach it.
 CHILD = """
@@ -34,7 +35,7 @@ IFS= read -r said
 [ "$said" = finished ] && exit
 mv "$1" "$1.$2" 2>/dev/null || { rm -rf "$1.taken"; exit; }
 read -r place < "$1.$2/$2"
-printf 'minipar: %s (DIED)\\n' "$place" >&2
+printf 'minipar: rank %s died%s (DIED)\\n' "$2" "${place:+ $place}" >&2
 rm -rf "$1.$2"
 """.replace("DIED", DIED)
 
@@ -57,7 +58,7 @@ class Monitor:
         made, wrong = "", ""
         if self._first:
             try:
-                made = tempfile.mkdtemp(prefix="minipar-job-", dir=_memory())
+                made = tempfile.mkdtemp(prefix=_prefix(os.environ.get(JOB, "")), dir=_memory())
             except OSError as error:
                 wrong = f"no directory for temporary files on {host}: {error}; set TMPDIR"
         words: list[tuple[str, str]] = comm.allgather((made, wrong))
@@ -82,9 +83,13 @@ class Monitor:
 
     def note(self, place: str) -> None:
         """Note where the rank is: "rank 1, step 5, backward"; said if it dies now."""
-        rank, _, rest = place.partition(", ")
-        text = f"{rank} died" + (f" in {rest}" if rest else "")
+        _, _, rest = place.partition(", ")
+        text = f"in {rest}" if rest else ""
         os.pwrite(self._place, text.encode()[: PLACE_BYTES - 1].ljust(PLACE_BYTES - 1) + b"\n", 0)
+
+    def place_of(self, rank: int) -> str:
+        """Return where a rank is, as `places` does; "" for one of another host, or once the word is taken."""
+        return _read(self._word).get(rank, "")
 
     def take_word(self) -> bool:
         """Return whether this rank has the word: nobody else on its host has spoken, nor will."""
@@ -107,6 +112,29 @@ class Monitor:
         self._child.wait()
 
 
-def _memory() -> str | None:
-    """Return the file system in memory where there is one, which a full disk does not touch."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+def places(job: str) -> dict[int, str]:
+    """Return where this host's ranks of a job are: "in step 5, backward", or "" where one has not said.
+
+    Args:
+        job: what the ranks find in the environment variable JOB.
+    """
+    found: dict[int, str] = {}
+    for word in Path(_memory()).glob(f"{_prefix(job)}*"):
+        found.update(_read(word))
+    return found
+
+
+def _read(word: Path) -> dict[int, str]:
+    try:
+        return {int(file.name): file.read_text(errors="replace").strip() for file in word.iterdir()}
+    except FileNotFoundError:  # the job has just ended
+        return {}
+
+
+def _prefix(job: str) -> str:
+    return f"minipar-job-{job}-" if job else "minipar-job-"
+
+
+def _memory() -> str:
+    """Return a directory of the file system in memory where there is one: a full disk does not touch that."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()

@@ -3,9 +3,10 @@
 MPI cannot tell why it waits, so the ranks have a second way to talk: a TCP connection from each to rank 0,
 served by a thread that sleeps until something is said. A rank that has waited for `timeout` seconds in one
 communication says so; rank 0 then asks all ranks what they are doing (the answer comes from their service
-threads, whatever the program itself is stuck in), prints the answers as one line, and ends the job. A
-connection that breaks without a farewell is a rank that was killed. A rank that returns from its program says
-that it has finished and stays until all have, so that it can still be named.
+threads, whatever the program itself is stuck in), prints the answers as one line, and ends the job. If rank 0
+does not get round to it, the rank that waits does, with what it knows. A connection that breaks without a
+farewell is a rank that was killed. A rank that returns from its program says that it has finished and stays
+until all have, so that it can still be named.
 
 Limits: the ranks must be able to reach rank 0 by TCP (otherwise one line says which cannot, and a hang names
 only what is known); a rank stuck in native code that keeps the interpreter lock "does not answer".
@@ -13,63 +14,30 @@ only what is known); a rank stuck in native code that keeps the interpreter lock
 
 from __future__ import annotations
 
-import json
-import secrets
 import select
-import socket
-import struct
-import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from minipar.comm.flight import entries, parting
-from minipar.comm.guard import Journal, numbered, report
+from minipar.comm.guard import Call, Journal, report
+from minipar.comm.lines import Line, connect
 
-CONNECT_SECONDS = 10.0  # to set up the connections
 ANSWER_SECONDS = 2.0  # that a rank has to say what it is doing
-
-
-class Line:
-    """A TCP connection that carries JSON objects, one a line."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self._unread = b""
-        self._lock = threading.Lock()
-
-    def send(self, **message: Any) -> None:
-        """Send one object; a connection that is gone is noticed by the reader, so not here."""
-        data = json.dumps(message).encode() + b"\n"
-        with self._lock:
-            try:
-                self.connection.sendall(data)
-            except OSError:
-                return
-
-    def receive(self) -> list[dict[str, Any]] | None:
-        """Return the objects that have come, or None when the other end is gone."""
-        try:
-            data = self.connection.recv(65536)
-        except OSError:
-            return None
-        if not data:
-            return None
-        *lines, self._unread = (self._unread + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+MARGIN_SECONDS = 1.0  # that rank 0 has beyond that, to end the job
 
 
 class Watchdog:
     """The service of one rank.
 
     Args:
-        fail: prints a line and ends the job; it never returns.
+        fail: prints a line and ends the job; it never returns. With `once` a single rank of the host prints.
         lost: ends the job because of the rank whose connection broke; it never returns either.
     """
 
     def __init__(
-        self, journal: Journal, timeout: float, fail: Callable[[str], None], lost: Callable[[int], None]
+        self, journal: Journal, timeout: float, fail: Callable[..., None], lost: Callable[[int], None]
     ) -> None:
         self.journal = journal
         self.timeout = timeout
@@ -80,6 +48,7 @@ class Watchdog:
         self._answers: dict[int, str] = {}
         self._records: dict[int, list[Any]] = {}  # the flight recorders of those who answered
         self._ends: dict[int, str] = {}  # why ranks end, where it is an error
+        self._overdue: tuple[Call, float] | None = None  # the wait that rank 0 was told of, and when
         self._asked_at: float | None = None
         self._reason = ""
         self._hangs = True  # what is asked about: a hang, or an abort
@@ -88,54 +57,8 @@ class Watchdog:
 
     def connect(self, comm: Any) -> None:
         """Set up the connections over the MPI communicator `comm` (collective), and begin to watch."""
-        rank, size = self.journal.rank, self.journal.size
-        if size > 1:
-            listener = token = None
-            if rank == 0:
-                listener = socket.create_server(("", 0), backlog=size)
-                token = secrets.token_hex(16)
-                invitation = (own_addresses(), listener.getsockname()[1], token)
-            else:
-                invitation = None
-            addresses, port, token = comm.bcast(invitation, 0)
-            if rank == 0:
-                assert listener is not None
-                self._accept(listener, token)
-            else:
-                self._call_in(addresses, port, token)
-            connected = comm.allgather(rank == 0 or bool(self._lines))
-            if rank == 0 and not all(connected):
-                who = numbered(r for r, there in enumerate(connected) if not there)
-                print(f"minipar: no TCP to {who}: a hang will not tell what they wait for", file=sys.stderr)
+        self._lines = connect(comm, self.journal.rank, self.journal.size)
         self._thread.start()
-
-    def _accept(self, listener: socket.socket, token: str) -> None:
-        deadline = time.monotonic() + CONNECT_SECONDS
-        with listener:
-            while len(self._lines) < self.journal.size - 1 and time.monotonic() < deadline:
-                listener.settimeout(max(deadline - time.monotonic(), 0.01))
-                try:
-                    connection, _ = listener.accept()
-                    connection.settimeout(CONNECT_SECONDS)
-                    hello = connection.recv(36, socket.MSG_WAITALL)
-                except OSError:
-                    continue
-                if len(hello) == 36 and secrets.compare_digest(hello[:32], token.encode()):
-                    connection.settimeout(None)
-                    self._lines[struct.unpack("!I", hello[32:])[0]] = Line(connection)
-                else:
-                    connection.close()
-
-    def _call_in(self, addresses: list[str], port: int, token: str) -> None:
-        for address in addresses:
-            try:
-                connection = socket.create_connection((address, port), timeout=CONNECT_SECONDS / 4)
-                connection.sendall(token.encode() + struct.pack("!I", self.journal.rank))
-            except OSError:
-                continue
-            connection.settimeout(None)
-            self._lines[0] = Line(connection)
-            return
 
     # The service thread -------------------------------------------------------------------------------
 
@@ -188,10 +111,18 @@ class Watchdog:
         if self.journal.rank == 0:
             self._ask(reason)
         elif self._lines:
-            self._lines[0].send(overdue=reason)
-            self.journal.waiting_since = time.monotonic()  # say it once
+            self._tell_or_fail(call, reason)
         else:
             self._fail(report({self.journal.rank: self.journal.state()}, reason))
+
+    def _tell_or_fail(self, call: Call, reason: str) -> None:
+        """Leave the end to rank 0; but it may be stopped, or in native code that keeps the interpreter lock."""
+        if self._overdue is None or self._overdue[0] is not call:
+            self._overdue = call, time.monotonic()
+            self._lines[0].send(overdue=reason)
+        elif time.monotonic() - self._overdue[1] > ANSWER_SECONDS + MARGIN_SECONDS:
+            states = {0: "does not answer", self.journal.rank: self.journal.state()}
+            self._fail("HangError: " + report(states, reason), once=True)
 
     def _note_answer(self, rank: int, message: dict[str, Any]) -> None:
         self._answers[rank], self._records[rank] = message["state"], message["record"]
@@ -246,7 +177,7 @@ class Watchdog:
 
     def wait_for_all(self) -> None:
         """Return when every rank has finished; called at the interpreter's exit."""
-        self.journal.finished = True
+        self.journal.finish()
         self.farewell("finished")
         if self.journal.rank == 0:
             self._let_go_if_all_finished()
@@ -260,26 +191,3 @@ class Watchdog:
         for line in self._lines.values():
             line.send(released=True)
         self._all_finished.set()
-
-
-def own_addresses() -> list[str]:
-    """Return this host's IPv4 addresses, the loopback first: ranks on the same host take that."""
-    addresses = ["127.0.0.1"]
-    try:
-        found = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
-        addresses += [str(info[4][0]) for info in found]
-    except OSError:  # a host whose name does not resolve still has its interfaces, below
-        pass
-    if sys.platform == "linux":
-        import fcntl
-
-        get_interface_address = 0x8915  # SIOCGIFADDR
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            for _, name in socket.if_nameindex():
-                request = struct.pack("256s", name.encode()[:15])
-                try:
-                    reply = fcntl.ioctl(probe.fileno(), get_interface_address, request)
-                except OSError:  # an interface without an IPv4 address
-                    continue
-                addresses.append(socket.inet_ntoa(reply[20:24]))
-    return list(dict.fromkeys(addresses))

@@ -5,6 +5,7 @@ import pytest
 
 from minipar.comm import launch, world
 from minipar.comm.flight import COLUMNS, entries, parting
+from minipar.comm.guard import RECORD_LENGTH
 from minipar.errors import CommunicationError, HangError, MismatchError
 
 X = np.ones(4, np.float32)
@@ -44,6 +45,33 @@ def test_what_one_rank_has_forgotten_is_no_difference() -> None:
     text = parting({0: record(*long[50:], first=51), 1: record(*long[40:140], first=41)})
     assert [line.split()[1] for line in text.split("\n")[2:]] == ["#139", "#140", "#141", "#142"], text
     assert text.count("not called") == 2
+
+
+def test_what_has_dropped_out_of_a_record_is_not_taken_for_never_called() -> None:
+    """A pipeline's messages push the world's collectives out of it; how many there were is known still."""
+    forgotten: Record = [("world", 7, ""), *[("world", 0, "send(dest=1)")] * RECORD_LENGTH]
+    here = record("all_reduce #6", "all_reduce #7", first=6)
+    for other in (here, forgotten):
+        assert parting({0: other, 1: forgotten}).startswith("the ranks' last messages")
+    text = parting({0: [*here, *record("barrier #8", first=8)], 1: forgotten})
+    assert [line.split() for line in text.split("\n")[1:]] == [
+        ["rank", "0", "rank", "1"], ["barrier", "#8", "not", "called"],
+    ]  # fmt: skip
+
+
+def test_the_last_number_of_a_forgotten_group_is_kept() -> None:
+    def program() -> Record:
+        comm = world()
+        comm.barrier()
+        row = comm.split(0, name="row")
+        assert row is not None
+        for _ in range(RECORD_LENGTH):
+            row.all_reduce(X)
+        return entries(comm.journal)
+
+    for found in launch(program, 2):
+        assert found[0] == ("world", 2, "") and len(found) == 1 + RECORD_LENGTH  # the split was the second
+        assert found[-1] == ("world/row0", 100, "all_reduce #100 of (4,) float32 in world/row0")
 
 
 def test_many_kinds_of_ranks_are_cut_short() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from minipar.comm.monitor import Monitor
+from minipar.comm import monitor as module
+from minipar.comm.monitor import Monitor, places
 
 RANKS = 3
 
@@ -119,3 +120,18 @@ def test_a_rank_that_ends_the_job_has_the_word(ranks: Any, tmp_path: Path) -> No
     for child in children:
         os.waitpid(child, 0)
     assert sorted(all_of(hear)) == ["F", "F", "T"] and list(tmp_path.iterdir()) == []
+
+
+def test_where_living_ranks_are_is_known_to_their_launcher_and_to_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_memory", lambda: str(tmp_path))
+    word = tmp_path / "minipar-job-abc-1"
+    word.mkdir()
+    made = [Monitor(Host(number, word)) for number in range(RANKS)]
+    made[1].note("rank 1, step 4, backward")
+    assert places("abc") == {0: "", 1: "in step 4, backward", 2: ""} and places("abcd") == {}
+    assert [made[0].place_of(rank) for rank in (1, 2, 7)] == ["in step 4, backward", "", ""], "7 is of another host"
+    for monitor in reversed(made):
+        monitor.finish()
+    assert places("abc") == {} and made[0].place_of(1) == ""

@@ -19,9 +19,13 @@ from minipar.errors import UsageError
 pytestmark = pytest.mark.mpi
 SCRIPT = HERE / "mpi_faults.py"
 TIMEOUT = 1.2
+# Seconds that a job may take from mpirun's start, two other jobs beside it. How long it outlives its fault is
+# measured by tests/faults, one job at a time.
+LIMIT = 15
 
 HANGS = {  # (fault, ranks): what is said
-    ("skips", 3): "ranks 0-1 wait in all_reduce #2 of (4,) float32 (step 2, backward); rank 2 has finished",
+    ("skips", 3): "ranks 0-1 wait in all_reduce #2 of (4,) float32 (step 2, backward); "
+    "rank 2 has finished (step 2, backward); its last was all_reduce #1",
     ("waits_elsewhere", 2): "rank 1 waits in recv(source=0, tag=3) (step 2, backward)",
     ("computes", 2): "rank 1 is not in a communication (step 2, backward); its last was all_reduce #1",
     ("sends_in_a_circle", 2): "rank 1 waits in send(dest=0, tag=0) of (4,) float32",
@@ -68,7 +72,7 @@ def test_a_hang_ends_at_the_timeout_and_says_what_each_rank_does(fault: str, job
     assert job.code == 1
     assert "HangError" in job.err and f"has waited {TIMEOUT} s" in job.err
     assert said in job.err, job.err
-    assert TIMEOUT < job.seconds < TIMEOUT + 15
+    assert TIMEOUT < job.seconds < TIMEOUT + LIMIT
 
 
 def test_checks_off_still_ends_a_hang(jobs: Jobs) -> None:
@@ -82,7 +86,7 @@ def test_a_failure_ends_the_job_and_names_the_rank(fault: str, jobs: Jobs) -> No
     assert job.code == code, job.err
     assert said in job.err, job.err
     assert ("Traceback" in job.err) == (fault in ("raises", "raises_in_thread")), job.err
-    assert job.seconds < 15
+    assert job.seconds < LIMIT
 
 
 @pytest.mark.parametrize("fault", ("all_raise_usage", "all_exit"))
@@ -95,7 +99,7 @@ def test_what_all_ranks_say_is_said_once(fault: str, jobs: Jobs) -> None:
 def test_a_killed_rank_ends_the_job_and_is_named(jobs: Jobs) -> None:
     """Its monitor says so before mpirun knows; the ranks that mpirun then kills are not named."""
     job = jobs["killed"].result()
-    assert job.code != 0 and job.seconds < 15
+    assert job.code != 0 and job.seconds < LIMIT
     assert "minipar: rank 2 died in step 2, backward (killed by a signal" in job.err, job
     assert job.err.count("died") == 1
 
@@ -145,8 +149,8 @@ def test_launcher_kills_the_job_at_the_timeout(tmp_path: Path, capfd: pytest.Cap
     )
     start = time.monotonic()
     assert run_mpi(command, 2, timeout=1.5) == 124
-    assert time.monotonic() - start < 15
-    assert "killed after 1.5 s" in capfd.readouterr().err
+    assert time.monotonic() - start < LIMIT
+    assert "killed after 1.5 s: ranks 0-1 have told nothing here; it ran " in capfd.readouterr().err
     assert_gone(pids)
 
 

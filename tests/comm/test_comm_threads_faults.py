@@ -34,7 +34,7 @@ def test_a_deadlock_is_reported_at_once_with_what_each_rank_waits_in() -> None:
         "deadlock, no rank can go on: "
         "rank 0 waits in all_reduce #12 of (4,) float32 (step 5, backward); "
         "rank 1 waits in recv(source=0, tag=3) (step 5, backward); "
-        "rank 2 has finished; its last was all_reduce #11 of (4,) float32"
+        "rank 2 has finished (step 5, backward); its last was all_reduce #11 of (4,) float32"
     )
 
 
