@@ -1,6 +1,7 @@
 """Verify several configurations in one MPI job: `mpirun -n N python mpi_verify.py FILE`.
 
-Rank 0 writes {configuration: what was found} to FILE as JSON. The batch of 10 is not divided by 3 or 4.
+Rank 0 writes {configuration: what was found} to FILE as JSON. The batch of 10 is not divided by 3 or 4. On 3
+ranks it is the layouts and refusals alone, on 2 `CONFIGURATIONS` alone, on 4 these and layouts.
 """
 
 import json
@@ -11,6 +12,8 @@ from minipar import world
 from minipar.config import VERIFY_DEFAULTS, TrainConfig
 from minipar.training import load_data
 from minipar.verification import verify
+from tests.parallel.layout_cases import CASES, data_of, outcome, run
+from tests.parallel.refusals import all_refusals
 
 CONFIGURATIONS = {
     "mlp": {"model": "mlp", "dropout": 0.1},
@@ -33,20 +36,17 @@ CONFIGURATIONS = {
 
 def main(file: Path) -> None:
     comm, found, data = world(), {}, {}
-    for name, settings in CONFIGURATIONS.items():
+    for name, settings in CONFIGURATIONS.items() if comm.size != 3 else ():
         config = TrainConfig(**{"optimizer": "sgd", "dtype": "float64", "device": "cpu", **settings})
         config = config.resolved(VERIFY_DEFAULTS)
         source = (config.data, config.seq_len)
         if source not in data:
             data[source] = load_data(config)
-        report = verify(config, comm, data[source])
-        found[name] = {
-            "ranks": comm.size,
-            "holds": report.holds,
-            "replicas_differ": report.replicas_differ,
-            "errors": {kind: worst.error for kind, worst in report.worst.items()},
-            "compared": {kind: worst.compared for kind, worst in report.worst.items()},
-        }
+        found[name] = outcome(verify(config, comm, data[source]), comm)
+    for name, case in CASES.get(comm.size, {}).items():
+        found[name] = run(case, comm, data_of(case.config))
+    if comm.size == 3:
+        found["refusals"] = {"ranks": 3, "told": comm.all_gather_object(all_refusals(comm))}
     if comm.rank == 0:
         file.write_text(json.dumps(found))
 
