@@ -100,6 +100,17 @@ class Recipe:
             raise UsageError(
                 "sequence parallelism cuts activations over tensor-parallel ranks: it needs --tp above 1"
             )
+        staged = self.assignment is not None and self.assignment.stages is not None
+        if self.assignment is not None and not (staged and self.pipelined):
+            if tp > 1 or self.zero or self.aggregation != "all_reduce":
+                raise UsageError(
+                    f"partition by {self.assignment.policy} lays out whole parameters itself: not with tensor"
+                    " parallelism, ZeRO or another aggregation"
+                )
+            if self.recompute and staged:
+                raise UsageError(
+                    "layer parallelism runs its blocks itself and does not recompute; a pipeline does"
+                )
         if self.zero and self.aggregation != "all_reduce":
             raise UsageError(
                 f"ZeRO owns how gradients are summed; aggregation {self.aggregation} does not go with it"
@@ -113,7 +124,6 @@ class Recipe:
             raise UsageError(
                 f"aggregation {self.aggregation} is for data parallelism alone, not with a pipeline"
             )
-        staged = self.assignment is not None and self.assignment.stages is not None
         if pp > 1 and self.assignment is not None and not staged:
             raise UsageError(
                 f"partition by {self.assignment.policy} with a pipeline is refused: it places parameters, not"
@@ -128,16 +138,6 @@ class Recipe:
                 f"{self.microbatches} microbatches and {self.tiles[0]} × {self.tiles[1]} tiles: tiles are the"
                 f" microbatches, {math.prod(self.tiles)} of them; leave --microbatches out"
             )
-        if self.assignment is not None and not (staged and self.pipelined):
-            if tp > 1 or self.zero or self.aggregation != "all_reduce":
-                raise UsageError(
-                    f"partition by {self.assignment.policy} lays out whole parameters itself: not with tensor"
-                    " parallelism, ZeRO or another aggregation"
-                )
-            if self.recompute and staged:
-                raise UsageError(
-                    "layer parallelism runs its blocks itself and does not recompute; a pipeline does"
-                )
 
 
 def distribute(

@@ -63,7 +63,7 @@ def zero(stage: int, tp: int) -> Case:
     flat, whole = f"Flat(0:{72 * tp // 4})", "Replicate()"
     place = f"{whole} {flat}" if stage < 3 or tp > 1 else flat
     layout = f"dp 4, ZeRO {stage}" if tp == 1 else f"dp {4 // tp} × tp {tp}, ZeRO {stage}"
-    traffic = ((REDUCE, "dp"), (GATHER, "gather" if stage == 3 else "dp"), *(((SUM, "tp"),) if tp > 1 else ()))
+    traffic = ((REDUCE, "dp"), (GATHER, "dp/gather" if stage == 3 else "dp"), *(((SUM, "tp"),) if tp > 1 else ()))
     extra = {"zero": stage, "here": stage < 3}
     return Case({**GPT, "zero": stage, "tp": tp}, "Sharded", layout, {"wpe.weight": place}, traffic, extra)
 
@@ -148,9 +148,14 @@ def run(case: Case, comm: Communicator, data: Data) -> dict[str, Any]:
     """Verify a case on the ranks of `comm`; return what was found, as plain values."""
     comm.ledger.reset()
     report = verify(case.config, comm, data)
-    traffic = [list(key) for key in comm.ledger.as_dict()]
+    traffic = [[operation, axis(group)] for operation, group in comm.ledger.as_dict()]
     return {**outcome(report, comm), "title": report.layout, "traffic": traffic,
             "facts": facts(Job(case.config, comm, data))}  # fmt: skip
+
+
+def axis(group: str) -> str:
+    """The groups that a group was split from, without their numbers: "world/dp1/gather0" is "dp/gather"."""
+    return "/".join(part.rstrip("0123456789") for part in group.split("/")[1:])
 
 
 def outcome(report: Report, comm: Communicator) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from minipar.agreement import is_on_every_rank
 from minipar.config import TrainConfig
 from minipar.errors import UsageError
 from minipar.training import Job, fitting_axes
+from tests.parallel.layout_cases import data_of
 from tests.parallel.refusals import all_refusals, check
 
 
@@ -34,13 +35,14 @@ def test_what_fits_gives_the_sizes_of_the_axes() -> None:
 
 
 def test_memory_alone_leaves_devices_equally_fast() -> None:
-    """Blocks of 520, 72 and 90 elements: the first device has room for one of them, not for two."""
+    """Blocks of 448, 224 and 96 bytes: the first device has room for one of them, not for two."""
+    config = TrainConfig(
+        model="mlp", width=7, partition="devices", devices="1xA,1xB", memory="A=500B", device="cpu"
+    ).resolved()
+    data = data_of(config)
 
     def run() -> tuple[list[float], list[int]]:
-        config = TrainConfig(
-            model="mlp", width=8, partition="devices", devices="1xA,1xB", memory="A=2200B", batch=4
-        ).resolved()
-        assignment = Job(config, world()).assignment
+        assignment = Job(config, world(), data).assignment
         assert assignment is not None and assignment.stages is not None
         return [d.speed for d in assignment.devices], [len(stage) for stage in assignment.stages]
 

@@ -119,7 +119,7 @@ def test_a_pipeline_of_tensor_parallel_stages() -> None:
 def test_a_pipeline_of_sharded_optimizers() -> None:
     tables = printed(4, mlp, {"pp": 2, "dp": 2}, zero=1, microbatches=2)
     # Rank 1 runs stage 1 of the first replica: it has nothing of the first block.
-    assert tables[1][FIRST] == ["Stage(0)", "(7, 15)", "-", "-", "0"]
+    assert tables[1][FIRST] == ["Stage(0) Replicate()", "(7, 15)", "-", "-", "0"]
     assert tables[0][FIRST] == ["Stage(0) Replicate()", "(7, 15)", "(7, 15)", "Flat(0:56)", "840"]
 
 
@@ -127,12 +127,12 @@ def test_owners() -> None:
     """An owner has a copy of its part beside the whole parameter that every rank computes with."""
     tables = printed(3, mlp, {"dp": 3}, policy="count")  # 70, 69 and 69 of 208 elements
     assert [t[FIRST] for t in tables] == [
-        ["Replicate()", "(7, 15)", "(7, 15)", steps, str(840 + 8 * n)]
+        ["Replicate()", "(7, 15)", "(7, 15)", steps, f"{840 + 8 * n:,}"]
         for steps, n in (("Flat(0:70)", 70), ("Flat(70:105)", 35), ("nothing", 0))
     ]
     assert tables[2][LAST] == ["Replicate()", "(5,)", "(5,)", "all", "80"]
     rows = printed(2, mlp, {"dp": 2}, policy="kind")[1][FIRST]
-    assert rows == ["Replicate()", "(7, 15)", "(7, 15)", "[4:7]", str(840 + 3 * 15 * 8)]
+    assert rows == ["Replicate()", "(7, 15)", "(7, 15)", "[4:7]", f"{840 + 3 * 15 * 8:,}"]
 
 
 # The first values ----------------------------------------------------------------------------------------
