@@ -50,7 +50,7 @@ def test_train_on_ranks_says_how_the_model_lies(gpt_run: Path, tmp_path: Path) -
     assert done.code == 0, done
     shown = [line.strip() for line in done.out.splitlines()]
     assert "ranks  3, dp 3, partition by bytes" in shown
-    assert [s for s in shown if s[:2] in ("tp", "dp")] == ["tp 0", "dp 0   rank 0", "dp 1   rank 1", "dp 2   rank 2"]
+    assert [s for s in shown if s[:2] in ("tp", "dp")] == ["tp 0", "dp 0  rank 0", "dp 1  rank 1", "dp 2  rank 2"]
     assert "6 parameters by bytes" in done.out and "share of cost" in done.out
     # 682 parameters of 4 bytes on each rank, and a copy of what it owns: 512, 80 + 8, 64 + 10 + 8 elements.
     assert "held  4,776 bytes of parameters on rank 0, 3,080 bytes of parameters on rank 1," in " ".join(shown)

@@ -37,10 +37,10 @@ from tests.parallel.tensor_runs import equals_serial, serial
 property_test = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("ranks", [2, 5])
 @pytest.mark.parametrize("cut", ["output", "input", "region"])
 def test_convnet_equals_serial(cut: str, ranks: int) -> None:
-    """5 ranks: more than the image's 3 channels, and than the last block's rows."""
+    """5 ranks: more than the image's 3 channels, and than the last block's rows. 3 are among `layout_cases`."""
     serial("convnet", 6)
     launch(lambda: equals_serial(world(), "convnet", steps=6, convolution=cut), ranks, timeout=30)
 

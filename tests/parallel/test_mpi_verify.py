@@ -18,7 +18,7 @@ from tests.parallel.mpi_verify import CONFIGURATIONS
 
 pytestmark = pytest.mark.mpi
 SCRIPT = Path(__file__).parent / "mpi_verify.py"
-LIMIT = 100.0  # seconds for a job, which takes about 5
+LIMIT = 100.0  # seconds for a job, which takes about 5 where nothing else runs
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_refusals(found: Callable[[int], dict[str, Any]]) -> None:
     refusals.check(found(3)["refusals"]["told"])
 
 
-@pytest.mark.parametrize("ranks", (2, 4))
+@pytest.mark.parametrize("ranks", (2, 3))
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_equals_serial(name: str, ranks: int, found: Callable[[int], dict[str, Any]]) -> None:
     result = found(ranks)[name]
