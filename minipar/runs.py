@@ -4,6 +4,8 @@ RUN/config.json         settings, layout, data facts, vocabulary, final validati
 RUN/metrics.jsonl       one object a step: step loss grad_norm samples_per_s seconds
 RUN/loss.png            the loss curve
 RUN/precision.png       what a precision policy's decisions rest on
+RUN/layout.txt          on several ranks: the mesh, and what each of them holds of every parameter
+RUN/partition.png       with --partition: what each device holds, by kind of layer
 RUN/model.safetensors   the trained weights; a GPT's in GPT-2's layout
 
 Each file but the metrics, which grow, comes to be whole or not at all.
@@ -14,20 +16,21 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from minipar.amp import PrecisionPolicy
 from minipar.checkpoint.shard_file import write_shard
+from minipar.comm.guard import numbered
 from minipar.config import TrainConfig
 from minipar.data import Vocabulary
 from minipar.errors import DataError, MiniparError, UsageError
 from minipar.files import replacing
 from minipar.models import GPT, Model
 from minipar.models import gpt2_weights as gpt2
-from minipar.plot import loss_curves, precision_histograms
+from minipar.plot import loss_curves, partition_bars, precision_histograms
 from minipar.training import Job, StepRecord, build_model
 
 
@@ -73,6 +76,24 @@ class RunWriter:
         }
         with replacing(self.directory / "config.json") as path:
             path.write_text(json.dumps(facts, indent=2) + "\n")
+
+    def layout(self, tables: Sequence[str]) -> None:
+        """Write how the model lies on the ranks.
+
+        Args:
+            tables: each rank's; those of several ranks that are the same are written once.
+
+        Raises:
+            WriteFailed: names the file.
+        """
+        parts = [str(self.job.mesh)]
+        for table in dict.fromkeys(tables):
+            parts.append(f"{numbered(r for r, other in enumerate(tables) if other == table)}\n{table}")
+        with self._told("layout.txt"), replacing(self.directory / "layout.txt") as path:
+            path.write_text("\n\n".join(parts) + "\n")
+        if self.job.assignment is not None:
+            with self._told("partition.png"), replacing(self.directory / "partition.png") as path:
+                partition_bars(self.job.assignment, path)
 
     def add(self, record: StepRecord) -> bool:
         """Append one step's line; return whether it could be written, else `failure` says why not.

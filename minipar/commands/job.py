@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from minipar.agreement import agreed
+from minipar.comm.guard import numbered
 from minipar.comm.interface import Communicator
 from minipar.commands.report import console, progress, say, verify_table
 from minipar.config import TrainConfig
 from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
-from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
 from minipar.parallel.strategies.layers import Layers
 from minipar.parallel.strategies.pipelined import Pipelined
@@ -25,7 +25,7 @@ from minipar.runs import RunWriter
 from minipar.stopping import StopRequest
 from minipar.trace import recording
 from minipar.traces.record import RunRecorder
-from minipar.training import Job
+from minipar.training import Job, fitting_axes
 from minipar.verification import verify
 
 MEMORY = "memory.png"
@@ -49,6 +49,7 @@ def run_training(
         stop: asked to stop, the run ends after its step; it saves a checkpoint where it has `saving`, and goes
             on as if this had been the last step where it has not.
     """
+    fitting_axes(config, comm.size)
     recorder = RunRecorder(comm, out) if tracing else None
     if recorder is not None:
         comm = recorder.comm
@@ -70,13 +71,15 @@ def run_training(
         say(screen, {
             "model": f"{config.model}, {n:,} parameters, {precision_of(config)}",
             "data": f"{job.data.info['name']}, {len(job.data.train):,} training samples",
-            "ranks": layout_of(config, job.mesh),
+            "ranks": f"{comm.size}" + (f", {job.layout()}" if job.layout() else ""),
             **start,
         })  # fmt: skip
-        if comm.size > len(job.data.train):
-            screen.print(
-                f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle"
-            )
+    if comm.size > 1:
+        show_layout(job, writer)
+    if master and comm.size > len(job.data.train):
+        screen.print(
+            f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle"
+        )
     records, stopping, saved = job.train(), False, None
     with recording(recorder.trace if recorder else None):
         for record in progress(records, config.steps or 0, screen) if master else records:
@@ -133,7 +136,7 @@ def draw_memory(job: Job, out: Path) -> str:
     ranks = job.comm.all_gather_object(vars(fullest(job, batch)))
     if job.comm.rank == 0:
         held = {f"rank {rank}": kinds for rank, kinds in enumerate(ranks)}
-        memory_bars(held, out / MEMORY, title=f"{job.config.model} on ranks {layout_of(job.config, job.mesh)}")
+        memory_bars(held, out / MEMORY, title=run_text(job))
     return str(out / MEMORY)
 
 
@@ -172,21 +175,34 @@ def sample_prompt(data: Data) -> str:
     return vocabulary.decode(first[0][: len(usual)])
 
 
-def layout_of(config: TrainConfig, mesh: Mesh) -> str:
-    """Return the layout in words: ranks, axes, and what else is on."""
-    axes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
-    extras = [config.aggregation] if config.aggregation != "all_reduce" else []
-    extras += ["sequence parallel"] if config.sequence_parallel else []
-    extras += [f"ZeRO {config.zero}"] if config.zero else []
-    extras += [f"partition by {config.partition}"] if config.partition else []
-    return f"{mesh.world.size}" + "".join(f", {part}" for part in [" × ".join(axes), *extras] if part)
+def show_layout(job: Job, writer: RunWriter | None) -> None:
+    """Print the mesh, a partition's table and the bytes of parameters by rank; rank 0 writes the rest down.
+
+    Collective. RUN/layout.txt has every rank's table of parameters, RUN/partition.png the partition's bars.
+    """
+    sizes: list[int] = job.comm.all_gather_object(job.strategy.parameter_bytes())
+    tables: list[str] = job.comm.all_gather_object(str(job.strategy))
+    agreed(job.comm, lambda: writer.layout(tables) if writer else None)
+    if writer is None:
+        return
+    screen = console()
+    screen.print(str(job.mesh), markup=False, soft_wrap=True)
+    if job.assignment is not None:
+        screen.print(job.assignment.table())
+    held = [(numbered(r for r, other in enumerate(sizes) if other == size), size) for size in dict.fromkeys(sizes)]
+    say(screen, {"held": ", ".join(f"{size:,} bytes of parameters on {ranks}" for ranks, size in held)})
+
+
+def run_text(job: Job) -> str:
+    """Return what ran in a line: "gpt on 4 ranks, dp 2, tp 2"."""
+    return ", ".join(filter(None, (f"{job.config.model} on {job.comm.size} ranks", job.layout())))
 
 
 def facts_of(job: Job) -> dict[str, Any]:
     """Return what a trace says of the run that it was taken from."""
     piped = job.strategy.executor if isinstance(job.strategy, Pipelined) else None
     return {
-        "run": f"{job.config.model} on ranks {layout_of(job.config, job.mesh)}",
+        "run": run_text(job),
         "microbatches": None if piped is None else piped.microbatches,
         "schedule": None if piped is None else job.config.schedule or "1f1b",
     }
@@ -196,7 +212,8 @@ def run_verification(config: TrainConfig, comm: Communicator) -> bool:
     """Compare the parallel run with the serial one, print the table (rank 0), return whether it holds."""
     report = verify(config, comm)
     if comm.rank == 0:
-        what = f"{config.model} on {comm.size} ranks against serial, {config.steps} SGD steps"
+        how = f" ({report.layout})" if report.layout else ""
+        what = f"{config.model} on {comm.size} ranks{how} against serial, {config.steps} SGD steps"
         console().print(verify_table(report, f"{what}, {precision_of(config)}"))
     return report.holds
 
