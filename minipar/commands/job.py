@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
 from minipar.plot import precision_histograms
 from minipar.resume import Saving, check_can_save, resume
-from minipar.runs import RunWriter
+from minipar.runs import WEIGHTS, RunWriter, written_model
 from minipar.stopping import StopRequest
 from minipar.trace import recording
 from minipar.traces.record import RunRecorder
@@ -92,28 +93,34 @@ def run_training(
         if saved:
             return
     validation = job.evaluate()
-    trained = job.serial_model()
+    weights = job.strategy.tensors()
+    if writer:
+        writer.finish(validation, weights)
+    else:
+        deque(weights, maxlen=0)  # every rank brings what it holds
     if master and config.amp == "fp16":
         scaler = job.precision.scaler
         say(screen, {"loss scale": f"{scaler.get_scale():g}, {job.precision.skipped} steps skipped"})
     if master and job.precision.policy is not None:
         report_policy(job.precision.policy, out)
-    if writer and trained:
-        writer.finish(validation, trained)
+    if writer:
         seconds = job.seconds_done
         say(screen, {
             "": "",
             "validation": f"loss {validation['loss']:.3f} nats, accuracy {validation['accuracy']:.1%}",
             "time": f"{seconds:.0f} s, {job.steps_done * (config.batch or 0) / seconds:,.0f} samples/s",
             "loss curve": out / "loss.png",
-            "weights": out / "model.safetensors",
+            "weights": out / WEIGHTS,
             **({"trace": f"{out / 'gantt.png'}; minipar trace show {out} says more"} if tracing else {}),
         })  # fmt: skip
-        if isinstance(trained, GPT):
+        if config.model == "gpt":
             screen.print("\nsample of what it writes:\n")
             prompt = sample_prompt(job.data)
             screen.print(
-                continue_text(trained, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False
+                continue_text(
+                    written_model(job, out), job.data.vocabulary, prompt, 300, 0.8, None, config.seed
+                ),
+                markup=False,
             )
 
 
