@@ -6,9 +6,12 @@ The cap is on each process's private memory beyond what the interpreter, its lib
 import resource
 import sys
 
+import numpy as np
+
 import minipar.commands.job  # noqa: F401 (loaded before the cap)
 from minipar import world
 from minipar.cli import app
+from minipar.data import load
 from minipar.plot.figure import new_figure
 
 
@@ -20,8 +23,11 @@ def private_bytes() -> int:
 
 
 def main(megabytes: int, words: list[str]) -> None:
-    new_figure()
-    world().barrier()  # what the libraries allocate at their first use does not count
+    new_figure()  # what the libraries allocate at their first use does not count
+    if "--data" not in words:
+        load("digits", "images")
+    np.ones((1024, 1024), np.float32) @ np.ones((1024, 1024), np.float32)
+    world().barrier()
     resource.setrlimit(resource.RLIMIT_DATA, (private_bytes() + megabytes * 2**20, -1))
     app(words)
 

@@ -18,7 +18,7 @@ from minipar.parallel.data_parallel import DataParallel
 from minipar.parallel.memory import Held, held, saved_arrays, zero_formula
 from minipar.parallel.zero.zero import Zero
 from minipar.runs import metrics_until
-from tests.commands.command_line import minipar
+from tests.commands.command_line import idx_folder, minipar
 from tests.parallel.zero_runs import SEED, data, loss_of, make
 
 STAGES = (1, 2, 3)
@@ -192,7 +192,7 @@ CAPPED = "tests/parallel/capped.py"
 
 def readme_commands() -> list[list[str]]:
     """The commands under a cap that the README shows: on one rank, and on four with ZeRO 3."""
-    lines = (ROOT / "README.md").read_text().replace("\\\n", " ").splitlines()
+    lines = (ROOT / "README.md").read_text().splitlines()
     return [line.removeprefix("$ ").split() for line in lines if CAPPED in line and line.startswith("$ ")]
 
 
@@ -210,7 +210,8 @@ def capped(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the cap is measured in Linux's /proc")
 def test_a_model_that_cannot_be_allocated_on_one_rank_trains_on_four(tmp_path: Path) -> None:
     """By the command, from initialisation to the weights' file; the parameters alone are above the cap."""
-    one, four = readme_commands()
+    few = idx_folder(tmp_path / "few")
+    one, four = ([*command, "--data", str(few)] for command in readme_commands())
     cap = int(one[one.index(CAPPED) + 1]) * 2**20
     alone = capped(one, tmp_path)
     assert alone.returncode == 1 and "minipar: out of memory: " in alone.stderr, alone.stdout + alone.stderr
@@ -219,7 +220,7 @@ def test_a_model_that_cannot_be_allocated_on_one_rank_trains_on_four(tmp_path: P
     assert sharded.returncode == 0, sharded.stdout + sharded.stderr
     plain = minipar(*one[one.index("train") :], "--out", tmp_path / "serial")  # here, without a cap
     assert plain.code == 0, plain.err
-    ours, theirs = tmp_path / four[four.index("--out") + 1], tmp_path / "serial"
+    ours, theirs = tmp_path / "runs" / "last", tmp_path / "serial"
     assert (theirs / "model.safetensors").stat().st_size > cap
     a, b = (metrics_until(run / "metrics.jsonl", 99) for run in (ours, theirs))
     np.testing.assert_allclose([x["loss"] for x in a], [x["loss"] for x in b], rtol=1e-5)
