@@ -136,6 +136,9 @@ def peak_gpu_memory() -> int:
     return 0 if cupy is None else int(cupy.get_default_memory_pool().total_bytes())
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, from malloc.h
+
+
 def keep_freed_memory(megabytes: int = 1024) -> bool:
     """Let the C library reuse large freed arrays instead of returning them to the system (Linux, glibc).
 
@@ -146,11 +149,24 @@ def keep_freed_memory(megabytes: int = 1024) -> bool:
     Returns:
         True where the setting exists and was taken.
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
-    libc = ctypes.CDLL(None)
     limit = min(megabytes * 2**20, 2**31 - 1)
     # Older glibc refuses an mmap threshold above half its largest heap (32 MiB), so that is asked for next.
-    mapped = libc.mallopt(m_mmap_threshold, limit) or libc.mallopt(m_mmap_threshold, 2**25)
-    return bool(mapped) and bool(libc.mallopt(m_trim_threshold, limit))
+    return (_mallopt(MMAP_THRESHOLD, limit) or _mallopt(MMAP_THRESHOLD, 2**25)) and _mallopt(TRIM_THRESHOLD, limit)
+
+
+def return_freed_memory(kilobytes: int = 256) -> bool:
+    """Let the C library give freed arrays of this size and more back to the system at once (Linux, glibc).
+
+    For a model that hardly fits, whose large arrays come and go (ZeRO stage 3): memory kept for the next one
+    would be cut up by smaller arrays that stay, and what is held would grow far beyond what is in use.
+
+    Returns:
+        True where the setting exists and was taken.
+    """
+    return _mallopt(MMAP_THRESHOLD, kilobytes * 2**10)
+
+
+def _mallopt(parameter: int, value: int) -> bool:
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).mallopt(parameter, value))

@@ -18,7 +18,7 @@ import typer
 
 import minipar
 from minipar.agreement import agreed
-from minipar.backend import keep_freed_memory
+from minipar.backend import keep_freed_memory, return_freed_memory
 from minipar.comm import world
 from minipar.commands.checkpoint import checkpoint_app
 from minipar.commands.lessons import grade, lessons, start
@@ -72,7 +72,10 @@ def train(
     with from_command_line():
         settings = config.resolved()
         saving = saving_of(checkpoint, every, keep, resume)
-    keep_freed_memory()
+    if settings.zero == 3:
+        return_freed_memory()
+    else:
+        keep_freed_memory()
     with StopRequest() as stop:
         on_ranks(ranks, lambda comm: run_training(settings, comm, out, saving, resume, trace, stop))
 

@@ -13,6 +13,7 @@ from minipar.amp.mixed import MODES as AMP_MODES
 from minipar.backend import FLOAT_DTYPES
 from minipar.data.tiles import parse_tiles
 from minipar.errors import UsageError
+from minipar.parallel.buckets import BUCKET_MB
 from minipar.parallel.data_parallel import AGGREGATIONS
 from minipar.parallel.partition.policies import POLICIES
 from minipar.parallel.pipeline.resolve import known_schedule
@@ -107,7 +108,7 @@ class TrainConfig:
         choices=ALL_AGGREGATIONS,
     )
     average_every: int | None = _option(None, "steps between parameter averages; for --aggregation local")
-    bucket_mb: float = _option(4.0, "largest gradient bucket in MiB")
+    bucket_mb: float | None = _option(None, f"largest gradient bucket in MiB; default: {BUCKET_MB:g}")
     overlap: bool | None = _option(None, "send gradients during backward; default: yes where possible")
 
     def resolved(self, defaults: dict[str, dict[str, Any]] | None = None) -> Self:
@@ -174,7 +175,7 @@ class TrainConfig:
                 raise UsageError(f"--{name.replace('_', '-')} is {value}, it must not be negative")
         if self.lr is not None and self.lr <= 0:
             raise UsageError(f"--lr is {self.lr}, it must be positive")
-        if self.bucket_mb <= 0:
+        if self.bucket_mb is not None and self.bucket_mb <= 0:
             raise UsageError(f"--bucket-mb is {self.bucket_mb}, it must be positive")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise UsageError(f"--dropout is {self.dropout}, it must lie in [0, 1)")

@@ -16,13 +16,16 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from minipar.amp import PrecisionPolicy
-from minipar.checkpoint.shard_file import write_shard
+from minipar.backend import Array
+from minipar.checkpoint.shard_file import data_of, header, mapped
 from minipar.comm.guard import numbered
 from minipar.config import TrainConfig
 from minipar.data import Vocabulary
@@ -32,6 +35,8 @@ from minipar.models import GPT, Model
 from minipar.models import gpt2_weights as gpt2
 from minipar.plot import loss_curves, partition_bars, precision_histograms
 from minipar.training import Job, StepRecord, build_model
+
+WEIGHTS = "model.safetensors"
 
 
 class WriteFailed(MiniparError, RuntimeError):
@@ -116,15 +121,18 @@ class RunWriter:
         if self.failure is not None:
             raise self.failure
 
-    def finish(self, validation: dict[str, float], model: Model) -> None:
+    def finish(self, validation: dict[str, float], tensors: Iterable[tuple[str, Array]]) -> None:
         """Write the weights, the picture and the final validation.
+
+        Args:
+            tensors: (name, array) of the whole serial model, see `Strategy.tensors`.
 
         Raises:
             WriteFailed: names the file.
         """
         self._metrics.close()
-        with self._told("model.safetensors"):
-            save_weights(model, self.directory / "model.safetensors")
+        with self._told(WEIGHTS):
+            write_weights(self.job.model, self.job.config.dtype, tensors, self.directory / WEIGHTS)
         config = self.job.config
         title = f"{config.model} on {self.job.data.info['name']}, {self.job.comm.size} ranks"
         at = {self.job.steps_done: validation["loss"]}
@@ -182,8 +190,7 @@ def save_weights(model: Model, path: Path) -> None:
         OSError: it cannot be written.
     """
     state = model.state_dict()
-    with replacing(path) as partial:
-        write_shard(partial, gpt2.to_gpt2(state) if isinstance(model, GPT) else state, {})
+    write_weights(model, next(iter(state.values())).dtype, state.items(), path)
 
 
 def read_history(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -212,6 +219,43 @@ def no_run(directory: Path) -> str:
     return f"{directory} holds no run: {path} does not exist; make one with minipar train --out {directory}"
 
 
+def write_weights(model: Model, dtype: Any, tensors: Iterable[tuple[str, Array]], path: Path) -> None:
+    """Write a model's weights as `save_weights` does, one tensor after the other, as they come.
+
+    So the model need not fit this rank: no more than one tensor of it is here at a time. The file gets its
+    name once it is whole.
+
+    Args:
+        model: for names and shapes; it needs no values.
+        dtype: of all tensors.
+        tensors: (name, array), each of the model's once, in any order.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    turned = gpt2.turned if isinstance(model, GPT) else lambda name, value: value
+    shapes = {name: p.global_shape for name, p in model.named_parameters()}
+    shapes |= {name: b.shape for name, b in model.named_buffers()}
+    facts = {name: (turned(name, np.broadcast_to(0, shape)).shape, str(dtype)) for name, shape in shapes.items()}
+    begin, starts = header(facts, {})
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(begin)
+        for name, array in tensors:
+            file.seek(starts.pop(name))
+            file.write(data_of(turned(name, array.astype(dtype, copy=False))))
+        assert not starts, f"no values for {', '.join(starts)}"
+
+
+def written_model(job: Job, directory: Path) -> Model:
+    """Return the serial model of a run that has just finished, its weights read from the file as they are used."""
+    model = build_model(job.config, job.data.info)
+    model.assign_paths()
+    tensors = mapped(directory / WEIGHTS)
+    for name, t in [*model.named_parameters(), *model.named_buffers()]:
+        t.data = gpt2.turned(name, tensors[name]) if isinstance(model, GPT) else tensors[name]
+    return model
+
+
 def load_run(directory: Path) -> tuple[Model, TrainConfig, Vocabulary | None]:
     """Return a finished run's model, settings and vocabulary.
 
@@ -229,7 +273,7 @@ def load_run(directory: Path) -> tuple[Model, TrainConfig, Vocabulary | None]:
         model = build_model(config, facts["data"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged: {error}") from None
-    state = gpt2.read_safetensors(directory / "model.safetensors")
+    state = gpt2.read_safetensors(directory / WEIGHTS)
     model.assign_paths()
     model.load_state_dict(gpt2.from_gpt2(state) if isinstance(model, GPT) else state)
     return model, config, vocabulary

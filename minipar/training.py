@@ -327,13 +327,3 @@ class Job:
         if not math.isfinite(loss):
             raise on_every_rank(self._failure(f"the validation loss is {loss}"))
         return {"loss": loss / targets, "accuracy": hits / targets}
-
-    def serial_model(self) -> Model | None:
-        """Return the trained model as a plain serial one on rank 0, None elsewhere. Every rank calls it."""
-        state = self.strategy.state()
-        if self.comm.rank != 0:
-            return None
-        model = build_model(self.config, self.data.info)
-        model.assign_paths()
-        model.load_state_dict(state)
-        return model

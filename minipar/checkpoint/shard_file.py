@@ -9,7 +9,9 @@ reads it: it refuses wrong headers, but loads a flipped data bit without a word,
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +31,52 @@ DTYPES = {
 CHUNK = 1 << 20  # bytes hashed at a time
 
 
+def header(
+    tensors: Mapping[str, tuple[tuple[int, ...], str]], about: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """Return the first bytes of a safetensors file, and at which byte of the file each tensor begins.
+
+    Args:
+        tensors: shape and dtype's name of each, in the order in which they lie in the file.
+        about: the file's metadata; none if it is empty.
+
+    Raises:
+        UsageError: an array of a dtype that the format, or NumPy's reader of it, does not know; names the array.
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
+    starts, at = {}, 0
+    for key, (shape, dtype) in tensors.items():
+        if dtype not in DTYPES:
+            raise UsageError(f"{key} is {dtype}, which cannot be stored; what can: {', '.join(DTYPES)}")
+        starts[key], end = at, at + math.prod(shape) * np.dtype(dtype).itemsize
+        entries[key] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    begin = len(text).to_bytes(8, "little") + text
+    return begin, {key: len(begin) + start for key, start in starts.items()}
+
+
+def data_of(array: Array) -> memoryview:
+    """Return an array's bytes in C order, little-endian as the format is."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def mapped(path: Path) -> dict[str, Array]:
+    """Return the tensors of a safetensors file as read-only arrays that are read when they are used."""
+    names = {code: name for name, code in DTYPES.items()}
+    whole = np.asarray(np.memmap(path, np.uint8, "r"))
+    begin = 8 + int.from_bytes(whole[:8].tobytes(), "little")
+    entries = json.loads(whole[8:begin].tobytes())
+    found = {}
+    for key, entry in entries.items():
+        if key != "__metadata__":
+            start, stop = entry["data_offsets"]
+            values = whole[begin + start : begin + stop].view(names[entry["dtype"]])
+            found[key] = values.reshape(entry["shape"])
+    return found
+
+
 def write_shard(path: Path, tensors: Mapping[str, Array], about: Mapping[str, str]) -> dict[str, Any]:
     """Write host arrays as a safetensors file down to the disk; return {"bytes": …, "sha256": …}.
 
@@ -36,29 +84,15 @@ def write_shard(path: Path, tensors: Mapping[str, Array], about: Mapping[str, st
         about: the file's metadata; none if it is empty.
 
     Raises:
-        UsageError: an array of a dtype that the format, or NumPy's reader of it, does not know; names the array.
+        UsageError: an array of a dtype that cannot be stored, see `header`.
         OSError: the file cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": dict(about)} if about else {}
-    at = 0
-    for key, array in tensors.items():
-        if array.dtype.name not in DTYPES:
-            raise UsageError(f"{key} is {array.dtype}, which cannot be stored; what can: {', '.join(DTYPES)}")
-        place = [at, at + array.nbytes]
-        header[key] = {"dtype": DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": place}
-        at += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    begin, _ = header({key: (array.shape, array.dtype.name) for key, array in tensors.items()}, about)
     digest, size = hashlib.sha256(), 0
     with path.open("xb") as file:
-        pieces = [len(text).to_bytes(8, "little"), text]
-        for piece in pieces:
+        for piece in itertools.chain([begin], map(data_of, tensors.values())):
             size += file.write(piece)
             digest.update(piece)
-        for array in tensors.values():
-            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data  # little-endian, as the format is
-            size += file.write(data)
-            digest.update(data)
         file.flush()
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}

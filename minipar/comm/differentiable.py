@@ -23,6 +23,7 @@ reduce_scatter are g and ḡ of its sequence parallelism (Korthikanti et al. 202
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,9 +64,47 @@ def _contiguous(g: Array) -> Array:
     return array_module(g).ascontiguousarray(g)
 
 
-@primitive
-def copy_to(x, comm):
+class Lent(Tensor):
+    """A parameter behind `copy_to`: it has the parameter's values as they are whenever they are read.
+
+    So an operation that captures it by handle holds no array, as with the parameter itself, and ZeRO stage 3
+    can free the parameter between forward and backward.
+    """
+
+    __slots__ = ("parameter",)
+
+    def __init__(self, parameter: Tensor, copy: Tensor):
+        self.parameter = parameter
+        self.requires_grad = copy.requires_grad
+        self.grad = self.grad_buffer = self._leaf = None
+        self.hooks = ()
+        self._maker = copy._maker
+
+    @property  # type: ignore[override]
+    def data(self) -> Array:
+        return self.parameter.data
+
+    @property  # type: ignore[override]
+    def version(self) -> int:
+        return self.parameter.version
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.parameter.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.parameter.dtype
+
+
+def copy_to(x: Tensor, comm: Communicator) -> Tensor:
     """x itself; the gradients of all ranks are summed."""
+    copy: Tensor = _copy_to(x, comm)
+    return Lent(x, copy) if x.is_weight else copy
+
+
+@primitive
+def _copy_to(x, comm):
     return x, lambda g: (lambda: summed(comm, g), None)
 
 

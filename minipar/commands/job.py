@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minipar.agreement import agreed
+from minipar.amp import PrecisionPolicy
 from minipar.comm.guard import numbered
 from minipar.comm.interface import Communicator
 from minipar.commands.report import console, progress, say, verify_table
@@ -21,7 +23,7 @@ from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest
 from minipar.plot import memory_bars
 from minipar.resume import Saving, check_can_save
-from minipar.runs import RunWriter
+from minipar.runs import WEIGHTS, RunWriter, written_model
 from minipar.stopping import StopRequest
 from minipar.trace import recording
 from minipar.traces.record import RunRecorder
@@ -100,28 +102,30 @@ def run_training(
         if saved:
             return
     validation = job.evaluate()
-    trained = job.serial_model()
+    agreed(comm, lambda: conclude(writer, job, validation))
     memory = draw_memory(job, out) if tracing else ""
     if master and config.amp == "fp16":
         scaler = job.precision.scaler
         say(screen, {"loss scale": f"{scaler.get_scale():g}, {job.precision.skipped} steps skipped"})
-    agreed(comm, lambda: conclude(writer, job, validation, trained) if writer and trained else None)
-    if trained:
+    if writer:
         seconds = job.seconds_done
         say(screen, {
             "": "",
             "validation": f"loss {validation['loss']:.3f} nats, accuracy {validation['accuracy']:.1%}",
             "time": f"{seconds:.0f} s, {job.steps_done * (config.batch or 0) / seconds:,.0f} samples/s",
             "loss curve": out / "loss.png",
-            "weights": out / "model.safetensors",
+            "weights": out / WEIGHTS,
             **({"trace": f"{out / 'gantt.png'}; minipar trace show {out} says more"} if tracing else {}),
             **({"memory": memory} if tracing else {}),
         })  # fmt: skip
-        if isinstance(trained, GPT):
+        if config.model == "gpt":
             screen.print("\nsample of what it writes:\n")
             prompt = sample_prompt(job.data)
             screen.print(
-                continue_text(trained, job.data.vocabulary, prompt, 300, 0.8, None, config.seed), markup=False
+                continue_text(
+                    written_model(job, out), job.data.vocabulary, prompt, 300, 0.8, None, config.seed
+                ),
+                markup=False,
             )
 
 
@@ -148,16 +152,29 @@ def stopped_line(job: Job, saved: Path | None) -> str:
     return f"{at}, saved {saved}; to go on, give the same command with --resume"
 
 
-def conclude(writer: RunWriter, job: Job, validation: dict[str, float], trained: Model) -> None:
-    """Write what a run leaves behind; print a precision policy's decisions, each with its reason."""
-    policy = job.precision.policy
+def conclude(writer: RunWriter | None, job: Job, validation: dict[str, float]) -> None:
+    """Write what a run leaves behind; print a precision policy's decisions, each with its reason. Collective.
+
+    Raises:
+        WriteFailed: on rank 0, once every rank has brought what it holds.
+    """
+    weights = job.strategy.tensors()
+    try:
+        if writer is not None:
+            report(writer, job.precision.policy)
+            writer.finish(validation, weights)
+    finally:
+        deque(weights, maxlen=0)  # what rank 0 does not write, be it all
+
+
+def report(writer: RunWriter, policy: PrecisionPolicy | None) -> None:
+    """Print a precision policy's decisions, each with its reason, and draw what they rest on."""
     if policy is not None and policy.observing:
         steps = policy.config.observe
         console().print(f"precision policy: undecided, it needs {steps} steps without overflow")
     elif policy is not None:
         console().print(policy.table(), markup=False, soft_wrap=True)
         writer.draw_policy(policy)
-    writer.finish(validation, trained)
 
 
 def precision_of(config: TrainConfig) -> str:

@@ -18,7 +18,8 @@ from minipar.errors import CommunicationError, MiniparError, UsageError
 
 # What Typer raises for a wrong command line; where it is to be imported from depends on Typer's version.
 CommandLineError: Any = typer.BadParameter.__mro__[2]
-INTERRUPTED = 130
+FAILURE, INTERRUPTED = 1, 130
+TOO_LARGE = "a model too large for one rank trains on several, each under its own limit, with --zero 3, --tp or --pp"
 
 
 class Interrupted(Exception):
@@ -53,6 +54,10 @@ class Commands(TyperGroup):
                 raise
             notes = getattr(error, "__notes__", []) if isinstance(error, CommunicationError) else []
             code = told("\n".join([str(error), *notes]), error.exit_code)
+        except MemoryError as error:
+            if world().size > 1:
+                raise  # the job's hook names the rank and ends the others
+            code = told(f"out of memory: {str(error) or 'no more is to be had'}; {TOO_LARGE}", FAILURE)
         except Interrupted as error:
             ranks = ranks_in_environment()
             if ranks is not None and ranks[0] > 1:

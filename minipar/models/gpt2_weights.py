@@ -19,13 +19,14 @@ from minipar.models.gpt import GPT, GPTConfig
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
-def _turned(name: str, value: Array) -> Array:
-    return value.T.copy() if name.endswith(TRANSPOSED) else value
+def turned(name: str, value: Array) -> Array:
+    """Return a tensor as it lies in the other layout: a view, transposed if it is one of those four weights."""
+    return value.T if name.endswith(TRANSPOSED) else value
 
 
 def to_gpt2(state: dict[str, Array]) -> dict[str, Array]:
     """Return a GPT's state dict in GPT-2's layout."""
-    return {name: _turned(name, value) for name, value in state.items()}
+    return {name: np.ascontiguousarray(turned(name, value)) for name, value in state.items()}
 
 
 def from_gpt2(tensors: dict[str, Array]) -> dict[str, Array]:
@@ -35,7 +36,7 @@ def from_gpt2(tensors: dict[str, Array]) -> dict[str, Array]:
         name = full.removeprefix("transformer.")
         if name.endswith((".attn.bias", ".attn.masked_bias")):
             continue  # the causal mask, stored as a buffer by some versions
-        state[name] = _turned(name, value)
+        state[name] = turned(name, value)
     if "lm_head.weight" in state and np.array_equal(state["lm_head.weight"], state.get("wte.weight", 0)):
         del state["lm_head.weight"]  # tied, stored twice
     return state

@@ -17,6 +17,8 @@ from minipar.errors import UsageError
 from minipar.kernels.common import work_dtype
 from minipar.nn import Parameter
 
+BUCKET_MB = 4.0  # the largest bucket unless told otherwise
+
 
 class Bucket:
     """Some parameters of one dtype, and a flat array with room for one value per element of them.

@@ -19,7 +19,7 @@ from minipar.comm.interface import Communicator, Work
 from minipar.errors import UsageError
 from minipar.nn import BatchNorm2d, Module, Parameter
 from minipar.ops.normalisation import alone
-from minipar.parallel.buckets import Bucket, make_buckets
+from minipar.parallel.buckets import BUCKET_MB, Bucket, make_buckets
 from minipar.tape import Backward, running_backward
 from minipar.tensor import Tensor
 
@@ -51,7 +51,7 @@ class DataParallel:
         model: Module,
         comm: Communicator,
         *,
-        bucket_mb: float = 4.0,
+        bucket_mb: float = BUCKET_MB,
         overlap: bool | None = None,
         aggregation: str = "all_reduce",
     ):

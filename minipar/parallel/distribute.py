@@ -20,6 +20,7 @@ from minipar.agreement import agreed
 from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import Model
+from minipar.parallel.buckets import BUCKET_MB
 from minipar.parallel.partition.assignment import Assignment
 from minipar.parallel.partition.policies import by_cost, items_of
 from minipar.parallel.pipeline.action import Schedule, sizes
@@ -54,7 +55,7 @@ class Recipe:
         assignment: parameters laid over ranks by a policy; one with stages runs layers on different ranks.
         aggregation: "all_reduce", "master", or "local" (parameter averaging).
         average_every: steps between averages, for "local".
-        bucket_mb, overlap: see `DataParallel`.
+        bucket_mb, overlap: see `DataParallel`; None for its default, and where gradients have no buckets.
         schedule: of the pipeline over mesh.pp: a name in `pipeline.schedules`, a CSV file, or lists of actions.
         microbatches: pieces of each part of the batch in a pipeline; by default twice the stages, or what a
             schedule that is no name says.
@@ -72,7 +73,7 @@ class Recipe:
     assignment: Assignment | None = None
     aggregation: str = "all_reduce"
     average_every: int = 1
-    bucket_mb: float = 4.0
+    bucket_mb: float | None = None
     overlap: bool | None = None
     schedule: str | Schedule = "1f1b"
     microbatches: int | None = None
@@ -115,6 +116,7 @@ class Recipe:
             raise UsageError(
                 f"ZeRO owns how gradients are summed; aggregation {self.aggregation} does not go with it"
             )
+        self._check_buckets(sizes)
         if pp > 1 and self.zero > 1:
             raise UsageError(
                 f"ZeRO {self.zero} with a pipeline is refused: every microbatch would reduce-scatter"
@@ -138,6 +140,22 @@ class Recipe:
                 f"{self.microbatches} microbatches and {self.tiles[0]} × {self.tiles[1]} tiles: tiles are the"
                 f" microbatches, {math.prod(self.tiles)} of them; leave --microbatches out"
             )
+
+
+    def _check_buckets(self, sizes: Mapping[str, int]) -> None:
+        """Refuse what says how gradients travel in buckets where there are none."""
+        policy = "a partition policy" if self.assignment is not None and not self.is_pipeline(sizes) else None
+        without = f"ZeRO {self.zero}" if self.zero else policy
+        for option, value in (("--bucket-mb", self.bucket_mb), ("--overlap", self.overlap)):
+            if without and value is not None:
+                raise UsageError(
+                    f"{option} is about the buckets of data parallelism, of which {without} has none: leave it out"
+                )
+
+    @property
+    def largest_bucket(self) -> float:
+        """MiB of the largest bucket."""
+        return BUCKET_MB if self.bucket_mb is None else self.bucket_mb
 
 
 def distribute(
@@ -181,14 +199,14 @@ def _strategy(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
     if recipe.assignment is not None:
         return ByOwner(model, mesh.dp, recipe.assignment)
     if recipe.aggregation == "local":
-        return AveragedParameters(model, mesh.dp, mesh.tp, recipe.average_every, recipe.bucket_mb)
+        return AveragedParameters(model, mesh.dp, mesh.tp, recipe.average_every, recipe.largest_bucket)
     if mesh.dp.size == 1:
         return Strategy(model, mesh.dp, mesh.tp)
     return Replicas(
         model,
         mesh.dp,
         mesh.tp,
-        bucket_mb=recipe.bucket_mb,
+        bucket_mb=recipe.largest_bucket,
         overlap=recipe.overlap,
         aggregation=recipe.aggregation,
     )
@@ -222,7 +240,7 @@ def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
         stage.materialize(seed, dtype, device)
         inner = Strategy(stage, mesh.dp, mesh.tp)
         if mesh.dp.size > 1:
-            inner = Replicas(stage, mesh.dp, mesh.tp, bucket_mb=recipe.bucket_mb, overlap=recipe.overlap)
+            inner = Replicas(stage, mesh.dp, mesh.tp, bucket_mb=recipe.largest_bucket, overlap=recipe.overlap)
     announce = _announce_sequence if recipe.sequence_parallel else lambda inputs: None
     executor = Executor(stage, model, mesh.pp, schedule, recompute=recipe.recompute, announce=announce)
     return Pipelined(inner, stage, model, executor, recipe.tiles)

@@ -14,7 +14,7 @@ from minipar.backend import array_module
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.nn import BatchNorm2d, Module
-from minipar.parallel.buckets import make_buckets
+from minipar.parallel.buckets import BUCKET_MB, make_buckets
 
 
 class LocalSGD:
@@ -27,7 +27,7 @@ class LocalSGD:
         UsageError: `every` below 1, or a model with batch norm: every rank would keep statistics of its own.
     """
 
-    def __init__(self, model: Module, comm: Communicator, every: int = 1, bucket_mb: float = 4.0):
+    def __init__(self, model: Module, comm: Communicator, every: int = 1, bucket_mb: float = BUCKET_MB):
         if every < 1:
             raise UsageError(
                 f"LocalSGD: parameters are averaged every {every} steps; give a number of at least 1"

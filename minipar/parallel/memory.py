@@ -15,6 +15,7 @@ from types import FunctionType
 from typing import Any
 
 from minipar.backend import Array, is_gpu_array
+from minipar.comm.differentiable import Lent
 from minipar.nn import Module, Parameter
 from minipar.optim import Optimizer
 from minipar.parallel.zero.zero import Zero
@@ -138,7 +139,7 @@ def saved_arrays(*roots: Root) -> Iterator[Array]:
             yield x
         elif isinstance(x, Handle):
             stack.append(x.tensor)
-        elif isinstance(x, Parameter | Module):
+        elif isinstance(x, Parameter | Lent | Module):
             continue
         elif isinstance(x, Tensor):
             stack.append(x.data)

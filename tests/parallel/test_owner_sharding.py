@@ -175,6 +175,22 @@ def test_a_step_is_one_reduce_scatter_and_one_all_gather() -> None:
     assert launch(program, 3) == [(1, elements + len(items), 1, elements, 3)] * 3
 
 
+def test_gradients_in_float16_are_summed_in_float32() -> None:
+    """40,000 twice is beyond float16's 65,504, the ranks' sum is not."""
+    assignment = by_bytes(items_of(MODELS["mlp"](), "float16"), 3)
+
+    def program() -> None:
+        model = MODELS["mlp"]().materialize(SEED, "float16")
+        sharded = ShardedByPolicy(model, world(), assignment)
+        for p in model.parameters():
+            p.grad = np.full(p.shape, (40_000, 40_000, -40_000)[world().rank], np.float16)
+        sharded.synchronize()
+        for t in sharded.owned:
+            assert t.grad.dtype == np.float16 and (t.grad == 40_000).all()
+
+    launch(program, 3)
+
+
 # Bad input -----------------------------------------------------------------------------------------------
 
 

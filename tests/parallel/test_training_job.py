@@ -1,15 +1,20 @@
 """The training job on ranks: evaluation, clipping and metrics are those of the serial job."""
 
 import functools
+from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from minipar import launch, world
 from minipar.comm import Communicator
 from minipar.config import VERIFY_DEFAULTS, TrainConfig
 from minipar.data import Data, load
+from minipar.errors import UsageError
 from minipar.parallel.strategies.strategy import Strategy
+from minipar.runs import WEIGHTS, save_weights, write_weights, written_model
 from minipar.training import Job, StepRecord
 from minipar.verification import Fewer
 
@@ -77,3 +82,50 @@ def test_the_data_of_a_step_does_not_depend_on_the_number_of_ranks() -> None:
     for pieces, whole in zip(zip(*launch(program, 3)), alone, strict=True):
         assert np.array_equal(np.concatenate(pieces), whole)
     assert sorted(np.concatenate(alone[:3])) == list(range(23)), "an epoch, its last batch of three included"
+
+
+LAYOUTS = (
+    ("gpt", {"zero": 3}),
+    ("gpt", {"zero": 2, "tp": 2}),
+    ("gpt", {"zero": 1, "pp": 2}),
+    ("gpt", {"pp": 2, "tp": 2, "tied": False}),
+    ("mlp", {"partition": "cost", "layers": 4}),
+    ("mlp", {"partition": "bytes"}),
+    ("convnet", {"zero": 3, "norm": "batch"}),
+)
+
+
+@pytest.mark.parametrize(("kind", "layout"), LAYOUTS)
+def test_weights_are_written_tensor_by_tensor_as_the_serial_model_writes_them(
+    kind: str, layout: dict[str, object], tmp_path: Path
+) -> None:
+    plain = job(world(), kind, **{k: v for k, v in layout.items() if k in ("tied", "norm", "layers")})
+    save_weights(plain.model, tmp_path / "serial")
+    expected = load_file(tmp_path / "serial")
+
+    def program() -> None:
+        made = job(world(), kind, **layout)
+        if world().rank:
+            deque(made.strategy.tensors(), maxlen=0)
+            return
+        write_weights(made.model, "float64", made.strategy.tensors(), tmp_path / WEIGHTS)
+        mapped = written_model(made, tmp_path)
+        for name, value in plain.model.state_dict().items():
+            assert np.array_equal(dict(mapped.state_dict())[name], value), name
+
+    launch(program, 4)
+    found = load_file(tmp_path / WEIGHTS)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype and np.array_equal(found[name], value), name
+    assert {path.name for path in tmp_path.iterdir()} == {"serial", WEIGHTS}
+
+
+def test_options_of_buckets_are_refused_where_there_are_none() -> None:
+    for layout, reason in (
+        ({"zero": 1}, "of which ZeRO 1 has none"),
+        ({"partition": "bytes"}, "of which a partition policy has none"),
+    ):
+        for option in ({"bucket_mb": 4.0}, {"overlap": False}, {"overlap": True}):
+            with pytest.raises(UsageError, match=f"--{next(iter(option)).replace('_', '-')} is about.*{reason}"):
+                launch(lambda settings={**layout, **option}: job(world(), "mlp", **settings), 2)

@@ -33,10 +33,12 @@ from tests.parallel.zero_runs import (
     loss_of,
     make,
     microbatches,
+    norms_of,
     on_threads,
     serial,
     train,
     train_branching,
+    train_over_cut_model,
 )
 
 STAGES = (1, 2, 3)
@@ -58,8 +60,7 @@ def test_equals_serial(kind: str, ranks: int, stage: int) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_optimizers_accumulation_and_clipping(optimizer: str, stage: int) -> None:
     expected = serial("uneven", optimizer, clip=0.3)
-    norms = [np.sqrt(sum((g**2).sum() for g in step.gradients.values())) for step in expected]
-    assert min(norms) > 0.3, "clipping must have something to do"
+    assert min(norms_of(expected)) > 0.3, "clipping must have something to do"
     for k in (1, 3):
         assert_equal_steps(on_threads(2, "uneven", stage, optimizer, k=k, clip=0.3)[1], expected)
 
@@ -137,49 +138,32 @@ def test_each_element_belongs_to_exactly_one_rank() -> None:
         assert at == np.prod(p.global_shape), name
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_over_a_tensor_parallel_model(stage: int) -> None:
-    """tp 2 × dp 2: what a rank holds of a cut weight is cut again; gradients are the serial ones, sliced."""
-    expected = serial("gpt-tied", steps=2)
-
-    def run() -> None:
-        mesh = Mesh(world(), dp=2, tp=2)
-        model = make("gpt-tied")
-        parallelize(model, mesh.tp, default_plan(model))
-        zero = Zero(model, mesh.dp, stage).materialize(SEED, "float64")
-        update = OPTIMIZERS["sgd"]([t for _, t in zero.shards()])
-        for step, (inputs, targets) in enumerate(data("gpt-tied", 2)):
-            zero.zero_grad()
-            microbatches(zero, inputs, targets, step, 1, mesh.dp.rank, mesh.dp.size)
-            scale = max(np.abs(g).max() for g in expected[step].gradients.values())
-            grads = zero.full("grad")
-            zero.step(update)
-            weights = zero.full()
-            for p in model.parameters():
-                for ours, theirs in ((grads, expected[step].gradients), (weights, expected[step].state)):
-                    whole = theirs[p.name]
-                    local = whole if p.layout is None else p.layout.local(whole)
-                    error = np.abs(ours[p.name] - local).max() / max(np.abs(local).max(), 1e-3 * scale)
-                    assert error <= 1e-10, (p.name, step)
-
-    launch(run, 4, timeout=30)
+@pytest.mark.parametrize("sequence_parallel", (False, True))
+@pytest.mark.parametrize("stage", (0, *STAGES))
+def test_over_a_tensor_parallel_model(stage: int, sequence_parallel: bool) -> None:
+    """tp 2 × dp 2: what a rank holds of a cut weight is cut again; all is the serial run's, clipping too."""
+    clip = 0.3
+    expected = serial("gpt-tied", clip=clip, steps=2)
+    norms = norms_of(expected)
+    assert min(norms) > clip, "clipping must have something to do"
+    launch(lambda: train_over_cut_model(world(), stage, sequence_parallel, clip, expected, norms), 4, timeout=30)
 
 
 @pytest.mark.mpi
 def test_equals_serial_on_mpi() -> None:
-    """Three processes; what `zero_mpi` does, on each of them."""
+    """Four processes; what `zero_mpi` does, on each of them."""
     program = find_mpirun()
     settings = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MINIPAR_TIMEOUT": "30"}
     job = subprocess.run(
-        [program, "-n", "3", sys.executable, str(Path(__file__).parent / "zero_mpi.py")],
-        env=job_environment(3, is_open_mpi(program), settings),
+        [program, "-n", "4", sys.executable, str(Path(__file__).parent / "zero_mpi.py")],
+        env=job_environment(4, is_open_mpi(program), settings),
         capture_output=True,
         text=True,
         timeout=100,
         start_new_session=True,
     )
     assert job.returncode == 0, job.stdout + job.stderr
-    assert job.stdout.count("equal") == 3  # the ranks share one output, so lines may run together
+    assert job.stdout.count("equal") == 4  # the ranks share one output, so lines may run together
 
 
 # --- Traffic ----------------------------------------------------------------------------------------------
@@ -237,6 +221,21 @@ def test_grad_norm_is_one_number_and_evaluation_gathers_once() -> None:
     launch(run, 2)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradients_in_float16_are_summed_in_float32(stage: int) -> None:
+    """40,000 twice is beyond float16's 65,504, the ranks' sum is not."""
+
+    def run() -> np.ndarray:
+        zero = Zero(nn.Linear(3, 2, bias=False), world(), stage).materialize(0, "float16")
+        x = np.full((1, 3), (40_000, 40_000, -40_000)[world().rank], np.float16)
+        zero(Tensor(x)).sum().backward()
+        assert all(t.grad.dtype == np.float16 for _, t in zero.shards())
+        return zero.full("grad")["weight"]
+
+    for g in launch(run, 3):
+        assert np.array_equal(g, np.full((2, 3), 40_000, np.float16))
+
+
 # --- Stage 3 ----------------------------------------------------------------------------------------------
 
 
@@ -270,26 +269,50 @@ def test_prefetch_changes_no_bit() -> None:
         assert {n: v.tobytes() for n, v in a.state.items()} == {n: v.tobytes() for n, v in b.state.items()}
 
 
-@pytest.mark.parametrize("kind", ("gpt-tied", "gpt-untied", "convnet", "convnet-batch-norm", "mlp"))
-def test_nothing_keeps_a_freed_unit_alive(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After forward every gathered array is gone, although the graph is alive: all ops save handles."""
-    gathered: list[weakref.ref[Any]] = []
+@pytest.mark.parametrize(
+    ("kind", "cut"),
+    (
+        *((kind, None) for kind in ("gpt-tied", "gpt-untied", "convnet", "convnet-batch-norm", "mlp")),
+        ("mlp", {}),
+        *(("gpt-tied", {"sequence_parallel": on}) for on in (False, True)),
+        *(("convnet", {"convolution": way}) for way in ("output", "input", "region")),
+    ),
+)
+def test_nothing_keeps_a_freed_unit_alive(
+    kind: str, cut: dict[str, Any] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After forward every gathered array is gone, although the graph is alive: all ops save handles.
+
+    Also over a model that a plan has cut, where norms and convolutions use weights through `copy_to`.
+    """
+    gathered: list[tuple[FlatUnit, weakref.ref[Any]]] = []
     attach = FlatUnit.attach
 
     def remember(unit: FlatUnit, whole: np.ndarray) -> None:
-        gathered.append(weakref.ref(whole))
+        gathered.append((unit, weakref.ref(whole)))
         attach(unit, whole)
 
     monkeypatch.setattr(FlatUnit, "attach", remember)
-    zero = Zero(make(kind), world(), 3).materialize(SEED, "float64")
-    inputs, targets = data(kind, 1)[0]
-    loss = loss_of(zero, inputs, targets)
-    assert len(gathered) == len(zero.units)
-    assert [ref() is None for ref in gathered] == [True] * len(gathered)
-    loss.backward()
-    del loss
-    gc.collect()
-    assert len(gathered) == 2 * len(zero.units) and not any(ref() is not None for ref in gathered)
+
+    def run() -> None:
+        mesh, model = Mesh(world(), tp=world().size), make(kind)
+        if cut is not None:
+            parallelize(model, mesh.tp, default_plan(model, **cut))
+        zero = Zero(model, mesh.dp, 3).materialize(SEED, "float64")
+        inputs, targets = data(kind, 1)[0]
+
+        def mine() -> list[weakref.ref[Any]]:
+            return [ref for unit, ref in gathered if unit in zero.units]
+
+        loss = loss_of(zero, inputs, targets)
+        assert len(mine()) == len(zero.units)
+        assert [ref() is None for ref in mine()] == [True] * len(zero.units)
+        loss.backward()
+        del loss
+        gc.collect()
+        assert len(mine()) == 2 * len(zero.units) and not any(ref() is not None for ref in mine())
+
+    launch(run, 1 if cut is None else 2)
 
 
 @pytest.mark.parametrize("prefetch", (True, False))

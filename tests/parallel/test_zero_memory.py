@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from minipar import Tensor, launch, optim, world
-from minipar.comm.launcher import find_mpirun, is_open_mpi, job_environment
 from minipar.models import GPT, GPTConfig, Model
+from minipar.parallel.data_parallel import DataParallel
 from minipar.parallel.memory import Held, held, saved_arrays, zero_formula
 from minipar.parallel.zero.zero import Zero
-from tests.parallel import zero_capped
+from minipar.runs import metrics_until
+from tests.commands.command_line import idx_folder, minipar
 from tests.parallel.zero_runs import SEED, data, loss_of, make
 
 STAGES = (1, 2, 3)
@@ -91,16 +93,28 @@ def test_held_is_the_formula_plus_the_padding(ranks: int, stage: int, kind: str,
 
 
 def test_plain_data_parallelism_is_stage_0() -> None:
-    model = gpt().materialize(SEED, "float32")
-    optimizer = optim.AdamW(model.parameters())
-    inputs, targets = tokens(0)
-    model.loss(model(inputs), targets).backward()
-    optimizer.step()
-    psi = sum(p.size for p in model.parameters())
-    formula = zero_formula(psi, 4, 0, ITEM, 2)
-    now = held(model, optimizer)
-    assert (now.parameters, now.gradients, now.optimizer) == tuple(formula.values())
-    assert now.total == 4 * psi * ITEM  # 16 bytes a parameter in float32
+    """Buckets included: they are the gradients' own memory, and one flag a tensor."""
+
+    def run() -> None:
+        model = gpt().materialize(SEED, "float32")
+        parallel = DataParallel(model, world(), bucket_mb=0.001)
+        assert len(parallel.buckets) > 2
+        optimizer = optim.AdamW(model.parameters())
+        psi, flags = sum(p.size for p in model.parameters()), len(list(model.parameters()))
+        formula = zero_formula(psi, 3, 0, ITEM, 2)
+        for _ in range(2):
+            optimizer.zero_grad()
+            inputs, targets = tokens(world().rank)
+            loss = model.loss(parallel(inputs), targets)
+            loss.backward()
+            parallel.step(optimizer)
+            now = held(model, optimizer)
+            assert now.parameters == formula["parameters"]
+            assert now.gradients == formula["gradients"] + flags * ITEM
+            assert now.optimizer == formula["optimizer"]
+            assert now.total == (4 * psi + flags) * ITEM  # 16 bytes a parameter in float32
+
+    launch(run, 3)
 
 
 @pytest.mark.parametrize("stage", (2, 3))
@@ -152,40 +166,6 @@ def test_the_ledger_prints_one_line_a_kind() -> None:
     assert lines[0] == "parameters  1,000 bytes" and lines[-1] == "total       1,023 bytes"
 
 
-# --- A model that one rank cannot hold --------------------------------------------------------------------
-
-CAP = 140  # MiB; the parameters, gradients and Adam's moments of one rank alone are 193
-
-
-def run_capped(ranks: int, kind: str) -> subprocess.CompletedProcess[str]:
-    """`zero_capped.py` on real MPI ranks, each under the cap."""
-    program = find_mpirun()
-    root = Path(__file__).parents[2]
-    # Freed arrays go back to the system at once, so that what is counted is what is held.
-    settings = {"PYTHONPATH": str(root), "MALLOC_MMAP_THRESHOLD_": "65536", "MINIPAR_TIMEOUT": "40"}
-    return subprocess.run(
-        [program, "-n", str(ranks), sys.executable, zero_capped.__file__, kind, str(CAP)],
-        env=job_environment(ranks, is_open_mpi(program), {**os.environ, **settings}),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        start_new_session=True,
-    )
-
-
-@pytest.mark.mpi
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the cap is measured in Linux's /proc")
-def test_a_model_too_large_for_one_rank_trains_on_four() -> None:
-    alone = run_capped(1, "serial")
-    assert alone.returncode != 0 and "MemoryError" in alone.stderr, alone.stdout + alone.stderr
-    four = run_capped(4, "zero")
-    assert four.returncode == 0, four.stdout + four.stderr
-    found = [float(word) for word in four.stdout.split()]
-    expected = zero_capped.losses(world(), sharded=False)  # here, without a cap
-    assert expected[-1] < expected[0]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_steps_do_not_leak(stage: int) -> None:
     """What is held after the last step is what is held after the second."""
@@ -202,3 +182,50 @@ def test_steps_do_not_leak(stage: int) -> None:
         assert seen[1] == seen[2] == seen[3]
 
     launch(run, 2)
+
+
+# --- A model that one rank cannot hold --------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+CAPPED = "tests/parallel/capped.py"
+
+
+def readme_commands() -> list[list[str]]:
+    """The commands under a cap that the README shows: on one rank, and on four with ZeRO 3."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    return [line.removeprefix("$ ").split() for line in lines if CAPPED in line and line.startswith("$ ")]
+
+
+def capped(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
+    """One of them, run in `place`."""
+    words = [sys.executable, "-m", *(str(ROOT / CAPPED) if word == CAPPED else word for word in words)]
+    settings = {"PYTHONPATH": str(ROOT), "MINIPAR_TIMEOUT": "40"}
+    return subprocess.run(
+        words, cwd=place, env={**os.environ, **settings}, capture_output=True, text=True, timeout=100,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+@pytest.mark.mpi
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the cap is measured in Linux's /proc")
+def test_a_model_that_cannot_be_allocated_on_one_rank_trains_on_four(tmp_path: Path) -> None:
+    """By the command, from initialisation to the weights' file; the parameters alone are above the cap."""
+    few = idx_folder(tmp_path / "few")
+    one, four = ([*command, "--data", str(few)] for command in readme_commands())
+    cap = int(one[one.index(CAPPED) + 1]) * 2**20
+    alone = capped(one, tmp_path)
+    assert alone.returncode == 1 and "minipar: out of memory: " in alone.stderr, alone.stdout + alone.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+    sharded = capped(four, tmp_path)
+    assert sharded.returncode == 0, sharded.stdout + sharded.stderr
+    plain = minipar(*one[one.index("train") :], "--out", tmp_path / "serial")  # here, without a cap
+    assert plain.code == 0, plain.err
+    ours, theirs = tmp_path / "runs" / "last", tmp_path / "serial"
+    assert (theirs / "model.safetensors").stat().st_size > cap
+    a, b = (metrics_until(run / "metrics.jsonl", 99) for run in (ours, theirs))
+    np.testing.assert_allclose([x["loss"] for x in a], [x["loss"] for x in b], rtol=1e-5)
+    np.testing.assert_allclose([x["grad_norm"] for x in a], [x["grad_norm"] for x in b], rtol=1e-5)
+    found, expected = (load_file(run / "model.safetensors") for run in (ours, theirs))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-5 * np.abs(value).max(), rtol=0, err_msg=name)

@@ -10,8 +10,11 @@ import numpy as np
 
 from minipar import Tensor, launch, nn, ops, optim, random, world
 from minipar.comm import Communicator
-from minipar.data.batch import share
+from minipar.data.batch import Batch, share
+from minipar.mesh import Mesh
 from minipar.models import MLP, MLPConfig, Model
+from minipar.parallel.distribute import Recipe, distribute
+from minipar.parallel.strategies import Sharded
 from minipar.parallel.zero.zero import Zero
 from tests.parallel import training_runs
 from tests.parallel.training_runs import SEED, Arrays, Step, batches, gradients, loss_sum
@@ -100,6 +103,45 @@ def train(
         zero.step(update)
         taken.append(Step(loss, found, whole_state(zero)))
     return taken
+
+
+def norms_of(steps: list[Step]) -> list[float]:
+    """The norm of each step's gradient."""
+    return [float(np.sqrt(sum((g**2).sum() for g in step.gradients.values()))) for step in steps]
+
+
+def train_over_cut_model(
+    comm: Communicator, stage: int, sequence_parallel: bool, clip: float, expected: list[Step],
+    norms: list[float],
+) -> None:  # fmt: skip
+    """SGD on "gpt-tied" over tp 2 × dp, under ZeRO or (stage 0) plain data parallelism, equals `expected`."""
+    mesh, model = Mesh(comm, dp=comm.size // 2, tp=2), make("gpt-tied")
+    recipe = Recipe(zero=stage, sequence_parallel=sequence_parallel)
+    strategy = distribute(model, mesh, recipe, seed=SEED, dtype="float64")
+    tensors = [t for _, t in strategy.optimizer_tensors()]
+    update, layouts = OPTIMIZERS["sgd"](tensors), {p.name: p.layout for p in model.parameters()}
+    for step, (inputs, targets) in enumerate(data("gpt-tied", len(expected))):
+        update.zero_grad()
+        model.zero_grad()
+        mine = share(len(inputs), mesh.dp.rank, mesh.dp.size)
+        n = np.arange(len(inputs))
+        batch = Batch(inputs[mine], targets[mine], n[mine], mine.start, len(inputs), targets.size)
+        with random.at(seed=SEED, step=step, first_sample=mine.start):
+            strategy.add_gradients(batch, targets.size, last=True)
+        scale = max(np.abs(g).max() for g in expected[step].gradients.values())
+        held = {"gradient": {name: g.copy() for name, g in strategy.held("grad").items()}}
+        norm = strategy.grad_norm()
+        assert norm is not None and abs(norm / norms[step] - 1) <= 1e-10
+        if isinstance(strategy, Sharded):
+            assert strategy.zero.grad_norm() == norm
+        optim.clip_grad_norm_(tensors, clip, norm)
+        strategy.step(update, 0)
+        held["weight"] = strategy.held("data")
+        for what, theirs in (("gradient", expected[step].gradients), ("weight", expected[step].state)):
+            for name, whole in theirs.items():
+                local = whole if layouts[name] is None else layouts[name].local(whole)
+                error = np.abs(held[what][name] - local).max() / max(np.abs(local).max(), 1e-3 * scale)
+                assert error <= 1e-10, (what, name, step)
 
 
 def whole_state(zero: Zero) -> Arrays:

@@ -20,6 +20,7 @@ use; both take the step with the sum of the two, so the copies stay bitwise equa
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -221,18 +222,24 @@ class LayerParallel:
 
     def state_dict(self, root: int = 0) -> dict[str, Array] | None:
         """Return the whole model's state on `root` (host copies, serial names and order), None elsewhere."""
+        state = {name: np.array(a) for name, a in self.tensors(root)}
+        return state if self.comm.rank == root else None
+
+    def tensors(self, root: int = 0) -> Iterator[tuple[str, Array]]:
+        """Yield on `root` (name, host array) of the whole model, one tensor at a time, in serial order.
+
+        Collective: the others yield nothing, and must be asked all the same, for they send.
+        """
         assert self.assignment.stages is not None
         owner = {part.item.name: part.device for part in self.assignment.parts}
         buffers = {id(b): k for k, stage in enumerate(self.assignment.stages)
                    for i in stage for _, b in self.model.blocks[i].named_buffers()}  # fmt: skip
         tensors = [(name, p, owner[name]) for name, p in self.model.named_parameters()]
         tensors += [(name, b, buffers[id(b)]) for name, b in self.model.named_buffers()]  # type: ignore[misc]
-        state: dict[str, Array] = {}
         for name, t, rank in tensors:
             if self.comm.rank == rank == root:
-                state[name] = np.array(to_host(t.data))
+                yield name, to_host(t.data)
             elif self.comm.rank == rank:
                 self.comm.send(to_host(t.data), root)
             elif self.comm.rank == root:
-                state[name] = self.comm.recv(rank)
-        return state if self.comm.rank == root else None
+                yield name, self.comm.recv(rank)

@@ -24,6 +24,7 @@ from minipar import optim
 from minipar.backend import Array, array_module
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
+from minipar.kernels.common import work_dtype
 from minipar.models import Model
 from minipar.nn import BatchNorm2d
 from minipar.parallel.partition.assignment import Assignment, Part
@@ -129,7 +130,8 @@ class ShardedByPolicy:
 
         Call it once a step, after the backward of the last microbatch.
         """
-        flat = array_module(self.master).zeros(sum(self.counts), self.master.dtype)
+        # Two-byte floats are summed in float32 and rounded once; `buckets` has the reason.
+        flat = array_module(self.master).zeros(sum(self.counts), work_dtype(self.master.dtype))
         at = 0
         for held in self.pieces:
             flags = at + sum(part.elements for part in held)
@@ -143,6 +145,7 @@ class ShardedByPolicy:
         self.model.zero_grad()
         mine = self.comm.reduce_scatter(flat, self.counts)
         used = mine[self.elements[self.comm.rank] :].tolist()
+        mine = mine.astype(self.master.dtype, copy=False)
         at = 0
         for t, flag in zip(self.owned, used):
             t.grad = mine[at : at + t.size].reshape(t.shape) if flag else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -53,8 +53,8 @@ class Layers(Strategy):
     def grad_norm(self) -> float | None:
         return self.parallel.grad_norm()
 
-    def state(self) -> dict[str, Array]:
-        return self.parallel.state_dict(root=0) or {}
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        return self.parallel.tensors(root=0)
 
     def held(self, kind: str) -> dict[str, Array]:
         arrays: Mapping[str, Any] = {name: getattr(p, kind) for name, p in self.parallel.named_parameters()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -94,8 +95,24 @@ class Pipelined(Strategy):
     def reload(self) -> None:
         self.inner.reload()
 
-    def state(self) -> dict[str, Array]:
-        whole: dict[str, Array] = {}
-        for part in self.executor.pp.all_gather_object(self.inner.state()):
-            whole |= part
-        return whole
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        pp, seen = self.executor.pp, set[str]()
+        tells = self.batch_ranks.rank == 0 and (self.tp is None or self.tp.rank == 0)
+        for stage in range(pp.size):
+            if pp.rank == stage:
+                for name, a in self.inner.tensors():
+                    if pp.rank == 0:
+                        seen.add(name)
+                        yield name, a
+                    elif tells:
+                        pp.broadcast_object(name, root=stage)
+                        pp.send(np.ascontiguousarray(a), 0)
+                if stage and tells:
+                    pp.broadcast_object(None, root=stage)
+            elif stage and tells:
+                while (name := pp.broadcast_object(None, root=stage)) is not None:
+                    if pp.rank == 0:
+                        a = pp.recv(stage)
+                        if name not in seen:  # else a tied weight, of which every stage has a copy
+                            seen.add(name)
+                            yield name, a

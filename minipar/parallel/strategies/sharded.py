@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +46,13 @@ class Sharded(Strategy):
 
     def held(self, kind: str) -> dict[str, Array]:
         return {name: to_host(a) for name, a in self.zero.full(kind).items()}  # type: ignore[arg-type]
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        parameters = dict(self.model.named_parameters())
+        for name, local in self.zero.full_by_unit():
+            yield name, self._whole(parameters[name], local)
+        for name, b in self.model.named_buffers():
+            yield name, to_host(b.data)
 
     def parameters_held(self) -> list[Held]:
         found = []

@@ -8,6 +8,7 @@ the same handles.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,13 +140,25 @@ class Strategy:
         arrays = {name: getattr(p, kind) for name, p in self.model.named_parameters()}
         return {name: to_host(a) for name, a in arrays.items() if a is not None}
 
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """Yield (name, host array) of every tensor of the serial model, complete on rank 0 of the world.
+
+        Collective: every rank goes through all of them, in step with the others; what it is given on another
+        rank is not to be relied on. No more is brought together at a time than one tensor (one unit of ZeRO).
+        """
+        for name, p in self.model.named_parameters():
+            yield name, self._whole(p, p.data)
+        for name, b in self.model.named_buffers():
+            yield name, to_host(b.data)
+
+    @staticmethod
+    def _whole(p: Parameter, local: Array) -> Array:
+        """Return the serial parameter on the host from what each tensor-parallel rank holds of it."""
+        return to_host(local if p.layout is None else p.layout.whole(local, p.global_shape))
+
     def state(self) -> dict[str, Array]:
         """Return the serial model's state; complete on rank 0 of the world. Every rank calls it."""
-        layouts = {name: p for name, p in self.model.named_parameters() if p.layout is not None}
-        state = self.held("data")
-        for name, p in layouts.items():
-            state[name] = p.layout.whole(state[name], p.global_shape)
-        return state | {name: np.array(to_host(b.data)) for name, b in self.model.named_buffers()}
+        return {name: np.array(a) for name, a in self.tensors()}
 
     def gradients_known(self) -> bool:
         """Whether this rank holds the summed gradients before the step."""

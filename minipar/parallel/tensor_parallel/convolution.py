@@ -288,7 +288,7 @@ class RegionGroupNorm(Style):
         module.forward = forward
 
 
-@primitive(fresh=True, precision="float32")
+@primitive(handles=("weight",), fresh=True, precision="float32")
 def _group_norm(x, weight, bias, comm, groups, eps, height):
     """`ops.group_norm` of an image of which x (N, C, H/ranks, W) is this rank's part and `height` is H.
 
@@ -305,17 +305,19 @@ def _group_norm(x, weight, bias, comm, groups, eps, height):
     rstd = 1 / xp.sqrt(variance + variance.dtype.type(eps))
     normal *= rstd
     xhat = normal.reshape(x.shape)
-    scale, shift = (p.astype(wide, copy=False).reshape(1, c, 1, 1) for p in (weight, bias))
+
+    def channels(values: Array) -> Array:
+        return values.astype(wide, copy=False).reshape(1, c, 1, 1)
 
     def vjp(g: Array) -> Any:
-        dy = (g * scale).reshape(rows.shape)
+        dy = (g * channels(weight.data)).reshape(normal.shape)
         sums = comm.all_reduce(xp.stack([dy.sum(axis=2), (dy * normal).sum(axis=2)])) / elements  # (2, N, G)
         dx = rstd * (dy - sums[0, :, :, None] - normal * sums[1, :, :, None])
         others = (0, 2, 3)
         gradients = dx.reshape(xhat.shape), (g * xhat).sum(axis=others), g.sum(axis=others)
         return (*gradients, None, None, None, None)
 
-    return (xhat * scale + shift).astype(given, copy=False), vjp
+    return (xhat * channels(weight.data) + channels(bias)).astype(given, copy=False), vjp
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 from minipar import random
 from minipar.backend import Array, array_module, to_device
 from minipar.errors import UsageError
+from minipar.kernels.common import work_dtype
 from minipar.nn import Parameter
 from minipar.tensor import Tensor
 
@@ -156,10 +157,14 @@ class FlatUnit:
 
     # Gradients ----------------------------------------------------------------------------------------
 
+    def _zeros(self, n: int) -> Array:
+        """Return (n,) zeros to sum over ranks: float32 for two-byte floats, with the reason in `buckets`."""
+        return array_module(self.own).zeros(n, work_dtype(self.own.dtype))
+
     def take_gradient(self, p: Parameter) -> None:
         """Move `p.grad` to its place in the flat gradient."""
         if self.gradient is None:
-            self.gradient = array_module(self.own).zeros(self.padded, self.own.dtype)
+            self.gradient = self._zeros(self.padded)
         i = self._index[id(p)]
         place = self.gradient[self.starts[i] : self.starts[i] + self.sizes[i]]
         place.reshape(self.shapes[i])[...] = p.grad
@@ -169,7 +174,7 @@ class FlatUnit:
     def send_gradient(self) -> Array:
         """Give up the flat gradient, zero where there was none, and return it."""
         flat, self.gradient = self.gradient, None
-        return array_module(self.own).zeros(self.padded, self.own.dtype) if flat is None else flat
+        return self._zeros(self.padded) if flat is None else flat
 
     def add_gradient(self, chunk: Array, used: set[int]) -> None:
         """Add the ranks' sum over this rank's range to the pieces' gradients.
@@ -178,6 +183,7 @@ class FlatUnit:
             chunk: (count,), owned by the caller no longer.
             used: the parameters, by index, that had a gradient on any rank; the others' stays as it was.
         """
+        chunk = chunk.astype(self.own.dtype, copy=False)
         for piece in self.pieces:
             if self._index[id(piece.param)] in used:
                 if piece.tensor.grad is None:

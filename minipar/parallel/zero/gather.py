@@ -4,9 +4,12 @@
         gather       0   1        2                                2   1        0
         free                 0        1        2                           2        1        0
 
-The next unit's gather travels while this one computes. A pass (one forward or one backward) gathers every
-unit once, in one fixed order that depends on the model alone: a unit that some rank skips is gathered there
-all the same, so the ranks' collectives match whatever each of them computes.
+The next unit's gather travels while this one computes. It is looked after as each of the block's modules
+returns, and at each gradient in backward: MPI moves a message along only while it is called.
+
+A pass (one forward or one backward) gathers every unit once, in one fixed order that depends on the model
+alone: a unit that some rank skips is gathered there all the same, so the ranks' collectives match whatever
+each of them computes.
 
 Backward reads weights through handles, hence sees what was gathered again. An operation that saves a weight's
 array instead keeps its unit's memory alive until backward; the numbers are right all the same.
@@ -66,6 +69,8 @@ class GatherOnUse:
         for block, unit in zip(blocks, units):
             if unit is not None:
                 self._wrap(block, unit)
+        parameters = [p for unit in (*self._first, *self._units) for p in unit.params if prefetch and p.requires_grad]
+        self._hooks = [p.register_hook(lambda _: self._poll()) for p in parameters]
 
     # The two passes -----------------------------------------------------------------------------------
 
@@ -126,11 +131,20 @@ class GatherOnUse:
         self._under_way[self._issued] = self.comm.all_gather_async(self._order[self._issued].own)
         self._issued += 1
 
+    def _poll(self) -> None:
+        """Let the gather under way go on; with checks on, MPI does not begin its data otherwise."""
+        for work in self._under_way.values():
+            work.done()
+
     def bytes_under_way(self) -> int:
         """Return the size of the units that are being received."""
         return sum(self._order[i].padded * self._order[i].own.itemsize for i in self._under_way)
 
     def _wrap(self, block: Module, unit: FlatUnit) -> None:
+        if self.prefetch:
+            for _, module in block.named_modules():
+                if module is not block:
+                    self._poll_after(module)
         forward = block.forward
 
         def wrapped(*inputs: Any) -> Tensor:
@@ -150,17 +164,32 @@ class GatherOnUse:
             self._begin_backward()
             self.need(unit)
 
-        self._wrapped.append((block, vars(block).get("forward")))
-        block.forward = wrapped  # type: ignore[method-assign]
+        self._replace(block, wrapped)
+
+    def _poll_after(self, module: Module) -> None:
+        forward = module.forward
+
+        def wrapped(*inputs: Any) -> Any:
+            y = forward(*inputs)
+            self._poll()
+            return y
+
+        self._replace(module, wrapped)
+
+    def _replace(self, module: Module, forward: Any) -> None:
+        self._wrapped.append((module, vars(module).get("forward")))
+        module.forward = forward  # type: ignore[method-assign]
 
     def unwrap(self) -> None:
-        """Give the blocks the forward back that they had."""
-        for block, forward in self._wrapped:
+        """Give the modules the forward back that they had, and leave their gradients alone."""
+        for module, forward in reversed(self._wrapped):
             if forward is None:
-                del vars(block)["forward"]
+                del vars(module)["forward"]
             else:
-                block.forward = forward  # type: ignore[method-assign]
-        self._wrapped = []
+                module.forward = forward  # type: ignore[method-assign]
+        for remove in self._hooks:
+            remove()
+        self._wrapped, self._hooks = [], []
 
 
 def _one_tensor(y: Any, name: str) -> Tensor:

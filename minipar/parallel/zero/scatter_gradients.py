@@ -32,9 +32,10 @@ class Sum:
         chunk: (count,) this rank's range of the sum, once complete.
     """
 
-    def __init__(self, unit: FlatUnit, work: Work, used: set[int]):
+    def __init__(self, unit: FlatUnit, work: Work, nbytes: int, used: set[int]):
         self.unit, self.used = unit, used
-        self.work: Work | None = work  # holds the whole gradient
+        self.work: Work | None = work  # holds the whole gradient, of so many bytes
+        self.nbytes = nbytes
         self.chunk: Array | None = None
 
     def wait(self) -> Array:
@@ -88,7 +89,7 @@ class ScatterGradients:
 
     def bytes_under_way(self) -> int:
         """Return the size of the whole gradients that are being sent."""
-        return sum(s.unit.padded * s.unit.own.itemsize for s in self._sent if s.work is not None)
+        return sum(s.nbytes for s in self._sent if s.work is not None)
 
     def _gradient_ready(self, p: Tensor) -> None:
         if not self.active:
@@ -136,7 +137,8 @@ class ScatterGradients:
     def _send(self) -> None:
         unit = self._order[len(self._sent)]
         used, unit.arrived = unit.arrived, set()
-        self._sent.append(Sum(unit, self.comm.reduce_scatter_async(unit.send_gradient()), used))
+        flat = unit.send_gradient()
+        self._sent.append(Sum(unit, self.comm.reduce_scatter_async(flat), flat.nbytes, used))
 
     def finish(self) -> None:
         """Send what has not been sent and hand out the sums. Every rank calls it at the same time."""

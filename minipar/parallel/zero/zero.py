@@ -16,17 +16,16 @@ per parameter tensor and synchronising backward: whether any rank used it.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
-
-import numpy as np
 
 from minipar import optim
 from minipar.backend import Array, array_module, float_dtype, is_gpu_array, to_device
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.nn import BatchNorm2d, Module, Parameter
+from minipar.parallel.norms import global_norm
+from minipar.parallel.placement import is_sharded
 from minipar.parallel.zero.flat_shards import FlatUnit, Piece, make_units
 from minipar.parallel.zero.gather import GatherOnUse
 from minipar.parallel.zero.scatter_gradients import ScatterGradients, on_any_rank
@@ -224,10 +223,14 @@ class Zero:
     def grad_norm(self) -> float:
         """Return the 2-norm of the whole gradient, each element counted once; the same on every rank.
 
-        Give it to `optim.clip_grad_norm_(pieces, max_norm, norm)` to clip.
+        Of a model that a tensor-parallel plan has cut, the sum goes over its ranks as well. Give the norm to
+        `optim.clip_grad_norm_(pieces, max_norm, norm)` to clip.
         """
-        square = optim.squared_norm(piece.tensor.grad for piece in self._pieces())
-        return math.sqrt(self.comm.all_reduce(np.array([square]))[0])
+        axes = {id(p.layout.axis): p.layout.axis for p in self._parameters() if is_sharded(p)}
+        if len(axes) > 1:
+            raise UsageError("Zero: parameters are cut over several axes; take the norm with norms.global_norm")
+        pairs = [(piece.param, piece.tensor) for piece in self._pieces()]
+        return global_norm(pairs, shard_comm=self.comm, tp=next(iter(axes.values()), None))
 
     def zero_grad(self) -> None:
         """Forget all gradients, whole and owned."""
