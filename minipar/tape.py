@@ -197,6 +197,7 @@ class Backward:
                     node.finish()
                 continue
             vjp, edges, grads, fresh = node.vjp, node.edges, node.grads, node.fresh
+            assert grads is not None  # it is here because it received one
             node.vjp, node.edges, node.grads = None, (), None
             result = vjp(grads[0] if len(grads) == 1 else grads)
             del vjp, grads  # what the closure saved is freed before the next node runs

@@ -141,7 +141,7 @@ class autocast:
     @property
     def copy_bytes(self) -> int:
         """Bytes of the copies of parameters that are kept."""
-        return sum(copy.nbytes for _, _, copy in self._copies.values())
+        return sum(copy.nbytes for _, _, copy, _ in self._copies.values())
 
 
 class _CastHandle(Handle):
