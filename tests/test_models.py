@@ -215,6 +215,7 @@ def test_generation():
     assert generate(model, prompt, 8, seed=4).tolist() == a[:11].tolist()
     greedy = generate(model, prompt, 6, temperature=0)
     assert greedy.tolist() == generate(model, prompt, 6, top_k=1, seed=9).tolist()
+    assert max(generate(model, prompt, 40, temperature=9.0, vocab=3)[len(prompt) :]) < 3  # the rest is never met
     model.eval()
     for i in range(3, 9):
         assert greedy[i] == model(greedy[None, max(0, i - 6) : i]).data[0, -1].argmax()

@@ -30,8 +30,9 @@ def fullest(job: Job, batch: Batch) -> Held:
     action, or where a recomputed block's come back.
 
     Args:
-        batch: on which forward and backward run. The job takes no step; its gradients are lost.
-        job: of any strategy but `Layers`, which has no moment between forward and backward.
+        job: of any strategy but `Layers`, which has no moment between forward and backward. It takes no step; its
+            gradients are lost.
+        batch: on which forward and backward run.
     """
     job.optimizer.zero_grad()
     job.model.zero_grad()

@@ -15,10 +15,11 @@ from minipar.planner.machine import Link, Machine, Rate
 
 # Parts of the peaks. Of products and memory: what `fit` finds, 0.747 and 0.697, from two of the ten runs of table 1 in
 # Narayanan et al. 2021, the smallest (1.7 B, 137 TFLOP/s a GPU) and the largest (1 T, 163); the test of that table
-# finds them anew, and holds the other eight against them. None of the numbers below was set on any row: with tiles of
-# 1 to 128, starts of 0 to 128 steps, kernels of 0 to 10 µs, messages of 1 to 20 µs and links of 0.6 to 1.0 of their
-# peak, one at a time and fitted anew, the mean error of the eight stays within 2.6 and 3.5 %. Of links: NVLink of
-# 450 GB/s gives 370 to NCCL, whose protocol costs about a fifth (S. Jeaugey of NVIDIA, nccl-tests issue 212, 2024).
+# finds them anew, and holds the other eight against them. The table leans little on the other numbers here: with
+# tiles of 1 to 128, starts of 0 to 128 steps, kernels of 0 to 10 µs, messages of 1 to 20 µs and links of 0.6 to 1.0
+# of their peak, one at a time and fitted anew, the mean error of the eight stays within 2.6 and 3.5 %. Of links:
+# NVLink of 450 GB/s gives 370 to NCCL, whose protocol costs about a fifth (S. Jeaugey of NVIDIA,
+# github.com/NVIDIA/nccl-tests/issues/212, 2024).
 REACHED_MATMUL, REACHED_MEMORY, REACHED_LINK = 0.75, 0.70, 0.80
 # Blocks of a product and what starting one costs, in steps of the inner size: assumptions. cuBLAS has tiles of 64 to
 # 256 ("tile quantization", NVIDIA, Matrix multiplication background, 2023); the smallest makes the least of it.

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from minipar import Mesh, launch, world
 from minipar.cli import app
 from minipar.commands.plan import command_of, data_remark, machine_of, parse_bytes, plan_command, subject_of
+from minipar.commands.plan_run import draw_plan, run_best
 from minipar.config import TrainConfig
 from minipar.errors import DataError, UsageError
 from minipar.mesh import factorings
@@ -24,7 +25,7 @@ from minipar.planner.machine import Link, write_machine
 from minipar.planner.plan import plan
 from minipar.planner.presets import preset
 from minipar.planner.reference import undisturbed
-from minipar.planner.run_layouts import config_of, measure
+from minipar.planner.run_layouts import Ran, Runs, config_of, measure
 from minipar.planner.shapes import shape_of
 from minipar.training import Job, build_model, load_data
 from tests.planner.machines import MEASURED, PLAIN
@@ -308,3 +309,29 @@ def test_a_measured_machine_plans_in_the_precision_it_was_measured_in(tmp_path: 
 def test_shapes_refuse_what_they_do_not_know() -> None:
     with pytest.raises(UsageError, match="gpt, mlp, convnet"):
         shape_of("tree", MLPConfig())
+
+
+def test_what_was_run_stands_beside_its_prediction_and_a_pipeline_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert MEASURED.measured is not None
+    machine = replace(MEASURED, measured=replace(MEASURED.measured, reference={"gpt": 1.0}))
+    found = plan(GPT, machine, 2, 32)
+    piped = next(c for c in found.candidates if c.layout.pp == 2)
+
+    def ran(configs: list[TrainConfig], *_: object) -> Runs:
+        """Everything takes twice as long as it did, and holds what was predicted."""
+        pairs = zip(found.candidates, configs)
+        return Runs([Ran(2 * c.step.seconds, c.memory.total, c.step.timeline) for c, _ in pairs], 2.0, 0.0)
+
+    monkeypatch.setattr("minipar.commands.plan_run.run_layouts", ran)
+    config = subject_of("gpt", {}).config
+    held = run_best(config, found, len(found.candidates), 2, None, None)
+    told = capsys.readouterr().out
+    assert list(held.measured.values()) == [2 * c.step.seconds for c in found.candidates]
+    assert "2.00 times as long a step" in told and "the layout chosen is the fastest" in told
+    assert told.count("+0 %") + told.count("-0 %") == 2 * len(found.candidates)
+    assert held.pipeline is not None and held.pipeline[0] == piped.layout
+    draw_plan(found, tmp_path / "plan.png", held)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"plan.png", "plan-memory.png", "plan-timeline.png"}
