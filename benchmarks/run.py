@@ -17,6 +17,8 @@ import argparse
 import importlib
 import json
 import os
+import signal
+import sys
 import time
 import traceback
 from pathlib import Path
@@ -53,6 +55,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help=f"folder for JSON and picture (default: {RESULTS}; none with --quick)")
     parser.add_argument("--markdown", type=Path, help="write the table there as Markdown, with date and machine")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that programs that take turns are ended, too
     os.environ.update(ONE_THREAD)
     out = options.out or (None if options.quick else RESULTS)
     if out is not None:

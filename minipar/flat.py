@@ -51,10 +51,12 @@ class FlatTensor(Tensor):
         super().__init__(xp.concatenate([m.data.reshape(-1) for m in self.members]), requires_grad=True)
         self._gradient = xp.zeros_like(self.data)
         stops = np.cumsum([0, *(m.size for m in self.members)]).tolist()
+        self._views: list[Array] = []
         for m, (start, stop) in zip(self.members, pairwise(stops)):
             shape = m.shape
             m.data = self.data[start:stop].reshape(shape)
             m.grad_buffer = self._gradient[start:stop].reshape(shape)
+            self._views.append(m.grad_buffer)
 
     @property
     def grad(self) -> Array | None:  # type: ignore[override]
@@ -72,10 +74,10 @@ class FlatTensor(Tensor):
                 f"FlatTensor: {len(missing)} of {len(self.members)} parameters have no gradient, the first is"
                 f" {name}: a parameter that a step may leave out must be stepped by itself"
             )
-        for m in self.members:
-            if m.grad is not m.grad_buffer and m.grad_buffer is not None:
-                m.grad_buffer[...] = m.grad  # computed elsewhere: in a bucket, or by hand
-                m.grad = m.grad_buffer
+        for m, view in zip(self.members, self._views):
+            if m.grad is not view:
+                view[...] = m.grad  # it was computed elsewhere: in a bucket, or by hand
+                m.grad = view
         return self._gradient
 
     @grad.setter
@@ -86,8 +88,8 @@ class FlatTensor(Tensor):
             return
         if value is not self._gradient:
             self._gradient[...] = value
-        for m in self.members:
-            m.grad = m.grad_buffer
+        for m, view in zip(self.members, self._views):
+            m.grad = view
 
     @property
     def version(self) -> int:  # type: ignore[override]

@@ -62,6 +62,10 @@ def test_a_gradient_from_elsewhere_is_taken_over() -> None:
     assert tensor.grad.tolist() == [2.0] * 6 + [1.0] * 3
     tensor.grad *= 0.5
     assert layer.weight.grad[0, 0] == 1 and layer.bias.grad[0] == 0.5
+    layer.bias.grad_buffer = layer.bias.grad = np.full(3, 7.0, "f4")  # as data parallelism's buckets do
+    assert tensor.grad.tolist() == [1.0] * 6 + [7.0] * 3
+    tensor.grad = np.arange(9, dtype="f4")
+    assert layer.bias.grad.tolist() == [6, 7, 8]
     tensor.grad = None
     assert layer.weight.grad is None
 

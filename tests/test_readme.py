@@ -29,6 +29,7 @@ ELSEWHERE = {
     ("pytest",),
     ("python", "-m", "pytest"),
     ("python", "benchmarks/gpt_step.py"),
+    ("python", "benchmarks/run.py"),
 }  # run by .ci
 
 

@@ -2,7 +2,7 @@
 
 CuPy turns a stack of float16 matrices into float32 copies before it multiplies them, so that no tensor core has
 part in attention; it copies transposed matrices of a stack; it uses TF32 for single matrices only; and it refuses
-cuBLAS while a CUDA graph is captured (cupy_backends/cuda/libs/cublas.pyx, setStream), though cuBLAS itself may be.
+cuBLAS while a CUDA graph is captured (its issue 6290), though cuBLAS itself may be.
 cublasGemmStridedBatchedEx does all of it: float16 is multiplied on tensor cores and added up in float32, a
 transpose is a flag, and a product while capturing becomes a part of the graph.
 
