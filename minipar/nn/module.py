@@ -26,12 +26,13 @@ class Parameter(Tensor):
         name: its path in the model, as in "h.0.attn.c_attn.weight"; set by `Module.materialize`.
         initialiser: the law its values start from.
         global_shape: its shape in the serial model; `shape` is what this rank holds of it.
-        layout: how it lies over ranks (`parallel.placement.Layout`); None in a serial model.
+        layout: how it lies over tensor-parallel ranks (`parallel.placement.Layout`); None in a serial model.
+        place: how it lies on the whole mesh (`parallel.placement.Place`), once a strategy has taken it.
         sharded: (shape, dtype) of the values while they lie in pieces on several ranks and `data` is absent
             (ZeRO stage 3), else None.
     """
 
-    __slots__ = ("global_shape", "initialiser", "layout", "name", "sharded")
+    __slots__ = ("global_shape", "initialiser", "layout", "name", "place", "sharded")
     is_weight = True
 
     def __init__(self, shape: tuple[int, ...], initialiser: Initialiser):
@@ -40,6 +41,7 @@ class Parameter(Tensor):
         self.global_shape = tuple(int(n) for n in shape)
         self.initialiser = initialiser
         self.layout: Any = None
+        self.place: Any = None
         self.sharded: tuple[tuple[int, ...], np.dtype[Any]] | None = None
         self.name = ""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,59 +81,63 @@ class Recipe:
     recompute: bool = False
     pipelined: bool = False
 
-    def is_pipeline(self, mesh: Mesh) -> bool:
-        """Whether mesh.pp is run as a pipeline."""
+    def is_pipeline(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the pp axis of a mesh of these sizes is run as a pipeline."""
         staged = self.assignment is not None and self.assignment.stages is not None
-        return self.pipelined if staged else mesh.pp.size > 1
+        return self.pipelined if staged else sizes["pp"] > 1
 
-    def check(self, mesh: Mesh) -> None:
+    def check(self, sizes: Mapping[str, int]) -> None:
         """Refuse combinations that cannot be, or that nobody has given a meaning.
+
+        Args:
+            sizes: the mesh's, by axis (`Mesh.shape`).
 
         Raises:
             UsageError: names the two and the reason.
         """
-        if self.sequence_parallel and mesh.tp.size == 1:
+        pp, tp = sizes["pp"], sizes["tp"]
+        if self.sequence_parallel and tp == 1:
             raise UsageError(
                 "sequence parallelism cuts activations over tensor-parallel ranks: it needs --tp above 1"
             )
+        staged = self.assignment is not None and self.assignment.stages is not None
+        if self.assignment is not None and not (staged and self.pipelined):
+            if tp > 1 or self.zero or self.aggregation != "all_reduce":
+                raise UsageError(
+                    f"partition by {self.assignment.policy} lays out whole parameters itself: not with tensor"
+                    " parallelism, ZeRO or another aggregation"
+                )
+            if self.recompute and staged:
+                raise UsageError(
+                    "layer parallelism runs its blocks itself and does not recompute; a pipeline does"
+                )
         if self.zero and self.aggregation != "all_reduce":
             raise UsageError(
                 f"ZeRO owns how gradients are summed; aggregation {self.aggregation} does not go with it"
             )
-        if mesh.pp.size > 1 and self.zero > 1:
+        if pp > 1 and self.zero > 1:
             raise UsageError(
                 f"ZeRO {self.zero} with a pipeline is refused: every microbatch would reduce-scatter"
                 " (and with stage 3 gather) every unit again, so traffic grows with their number; use ZeRO 1"
             )
-        if mesh.pp.size > 1 and self.aggregation != "all_reduce":
+        if pp > 1 and self.aggregation != "all_reduce":
             raise UsageError(
                 f"aggregation {self.aggregation} is for data parallelism alone, not with a pipeline"
             )
-        staged = self.assignment is not None and self.assignment.stages is not None
-        if mesh.pp.size > 1 and self.assignment is not None and not staged:
+        if pp > 1 and self.assignment is not None and not staged:
             raise UsageError(
                 f"partition by {self.assignment.policy} with a pipeline is refused: it places parameters, not"
                 " whole blocks; use cost or devices, or leave it out"
             )
-        if self.tiles is not None and not self.is_pipeline(mesh):
+        if self.tiles is not None and not self.is_pipeline(sizes):
             raise UsageError("tiles are the microbatches of a pipeline: give --pp above 1")
-        if self.tiles is not None and mesh.tp.size > 1:
+        if self.tiles is not None and tp > 1:
             raise UsageError("tiles with tensor parallelism are refused: no plan cuts a layer of such a model")
         if self.tiles is not None and self.microbatches not in (None, math.prod(self.tiles)):
             raise UsageError(
                 f"{self.microbatches} microbatches and {self.tiles[0]} × {self.tiles[1]} tiles: tiles are the"
                 f" microbatches, {math.prod(self.tiles)} of them; leave --microbatches out"
             )
-        if self.assignment is not None and not (staged and self.pipelined):
-            if mesh.tp.size > 1 or self.zero or self.aggregation != "all_reduce":
-                raise UsageError(
-                    "a partition policy lays out whole parameters itself: not with tensor parallelism, ZeRO or"
-                    " another aggregation"
-                )
-            if self.recompute and staged:
-                raise UsageError(
-                    "layer parallelism runs its blocks itself and does not recompute; a pipeline does"
-                )
 
 
 def distribute(
@@ -158,7 +163,14 @@ def distribute(
     agreed(mesh.world, functools.partial(_cut_layers, model, mesh, recipe))
     if recipe.recompute:
         recompute_blocks(model)
-    if recipe.is_pipeline(mesh):
+    strategy = _strategy(model, mesh, recipe, seed, dtype, device)
+    strategy.tell_parameters()
+    return strategy
+
+
+def _strategy(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, device: str) -> Strategy:
+    """Give the model its values on the ranks that are to hold them, and wrap it."""
+    if recipe.is_pipeline(mesh.shape):
         return _pipeline(model, mesh, recipe, seed, dtype, device)
     if recipe.assignment is not None and recipe.assignment.stages is not None:
         return Layers(model, mesh.pp, recipe.assignment, seed, dtype, device)
@@ -184,7 +196,7 @@ def distribute(
 
 def _cut_layers(model: Model, mesh: Mesh, recipe: Recipe) -> None:
     """Refuse what cannot be, and cut layers over mesh.tp. Nothing is sent."""
-    recipe.check(mesh)
+    recipe.check(mesh.shape)
     if recipe.tiles is not None:
         check_tiles(model, recipe.tiles)
     if mesh.tp.size > 1:
@@ -199,7 +211,7 @@ def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
     stages = mesh.pp.size
     microbatches = math.prod(recipe.tiles) if recipe.tiles is not None else recipe.microbatches
     schedule = resolve_schedule(mesh.world, recipe.schedule, stages, microbatches, recipe.chunks)
-    cuts = agreed(mesh.world, lambda: _cuts(model, recipe, stages, sizes(schedule).chunks, dtype))
+    cuts = agreed(mesh.world, lambda: stages_of(model, recipe, stages, sizes(schedule).chunks, dtype))
     stage = Stage(model, mesh.pp, cuts)
     inner: Strategy
     if recipe.zero:
@@ -216,8 +228,12 @@ def _pipeline(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
     return Pipelined(inner, stage, model, executor, recipe.tiles)
 
 
-def _cuts(model: Model, recipe: Recipe, stages: int, chunks: int, dtype: str) -> list[range]:
-    """Return the blocks of each virtual stage, as the assignment says or balanced by size."""
+def stages_of(model: Model, recipe: Recipe, stages: int, chunks: int, dtype: str) -> list[range]:
+    """Return the blocks of each virtual stage, as the assignment says or balanced by size.
+
+    Raises:
+        UsageError: fewer blocks than virtual stages, or a model that cannot run in microbatches.
+    """
     if len(model.blocks) < stages * chunks:
         each = f" of {chunks} chunks" if chunks > 1 else ""
         raise UsageError(

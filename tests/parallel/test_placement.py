@@ -152,12 +152,19 @@ def test_placing_before_and_after_materialising_is_the_same(placement: Shard | R
     launch(run, 3)
 
 
+BLOCKS = (
+    "w (4, 3): dimension 0 is not made of 3 equal blocks of units of 1; a size of 3 or 6 would be,"
+    " and 4 of 1, 2, 4 blocks"
+)
+UNITS = "w (8, 3): dimension 0 is not made of 2 equal blocks of units of 3; a size of 6 or 12 would be"
+
+
 def test_refusals_are_the_same_on_every_rank() -> None:
     cases = [
         (Shard(2), (4, 3), "w (4, 3) has no dimension 2 to cut"),
         (Shard(-1), (4, 3), "w (4, 3) has no dimension -1 to cut"),
-        (Shard(0, 3), (4, 3), "w (4, 3): dimension 0 is not made of 3 equal blocks of units of 1"),
-        (Shard(0, 2, 3), (8, 3), "w (8, 3): dimension 0 is not made of 2 equal blocks of units of 3"),
+        (Shard(0, 3), (4, 3), BLOCKS),
+        (Shard(0, 2, 3), (8, 3), UNITS),
         (Shard(0, 3, 2), (36, 3), "w: 4 ranks do not divide 6 heads; 1, 2, 3, 6 ranks would"),
     ]
 

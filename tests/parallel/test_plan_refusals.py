@@ -11,7 +11,7 @@ from minipar.errors import UsageError
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig
 from minipar.nn import Linear
 from minipar.parallel.tensor_parallel.convolution import OutputChannels
-from minipar.parallel.tensor_parallel.parallelize import parallelize
+from minipar.parallel.tensor_parallel.parallelize import check_plan, parallelize
 from minipar.parallel.tensor_parallel.plans import default_plan
 from minipar.parallel.tensor_parallel.styles import Column, Row, VocabularyEmbedding, VocabularyLoss
 
@@ -98,6 +98,38 @@ def test_refusals(make: Any, plan: Any, message: str) -> None:
     found = refusal(make, plan)
     assert found[0][0].startswith(message)
     assert found == [(found[0][0], 0)] * 3
+
+
+def test_a_refused_plan_leaves_the_model_as_it_was() -> None:
+    """The embedding and the first projection could be cut, a later module cannot."""
+
+    def run(plan: Any) -> bool:
+        model = tiny_gpt().materialize(0)
+        forwards = [module.forward for _, module in model.named_modules()]
+        with pytest.raises(UsageError):
+            parallelize(model, world(), plan)
+        assert all(p.layout is None and p.shape == p.global_shape for p in model.parameters())
+        return forwards == [module.forward for _, module in model.named_modules()]
+
+    heads = {"wte": VocabularyEmbedding(), "h.0.mlp.c_fc": Column(), "h.1.attn.c_attn": Column(groups=3, unit=2)}
+    twice = {"wte": VocabularyEmbedding(), "h.0.mlp.c_fc": (Column(), Row())}
+    loss = {"wte": VocabularyEmbedding(), "loss": VocabularyLoss(11)}
+    model = tiny_gpt()
+    for plan in (heads, twice):
+        assert launch(run, 3, plan) == [True] * 3
+    model.loss.reduction = "mean"
+    with pytest.raises(UsageError, match="reduction 'mean'"):
+        check_plan(model, 3, loss)
+    assert all(p.layout is None for p in model.parameters())
+
+
+def test_what_a_plan_does_not_cut_is_whole_on_every_rank() -> None:
+    def run() -> list[str]:
+        model = tiny_mlp()
+        parallelize(model, world(), {"layers.0.fc": Column(gathered=True)})
+        return [str(p.layout.placement) for p in model.parameters()]
+
+    assert launch(run, 2) == [["Shard(0)", "Shard(0)", "Replicate()", "Replicate()"]] * 2
 
 
 def test_a_model_is_cut_once() -> None:

@@ -105,6 +105,13 @@ class Part:
         """The parameter's cost, in proportion to the elements."""
         return self.item.cost * self.elements / max(self.item.size, 1)
 
+    def __str__(self) -> str:
+        """Return "all", elements as "Flat(3:17)", or a slice as "[:, 3:5]"."""
+        if self.is_whole:
+            return "all"
+        run = f"{self.start}:{self.stop}"
+        return f"Flat({run})" if self.axis is None else f"[{':, ' * self.axis}{run}]"
+
     def of(self, array: Array) -> Array:
         """Return this piece of the whole parameter's (C-contiguous) array, as a view."""
         if self.axis is None:
@@ -165,6 +172,11 @@ class Assignment:
             return []
         mine, owned = self.stages[device], {part.item.name for part in self.held(device)}
         return [item for item in self.items if item.name not in owned and any(b in mine for b in item.blocks)]
+
+    def stages_of(self, name: str) -> tuple[int, ...]:
+        """Return the stages whose blocks use the parameter, the owner's first; () where there are no stages."""
+        blocks = next(item.blocks for item in self.items if item.name == name)
+        return tuple(k for k, stage in enumerate(self.stages or ()) if any(b in stage for b in blocks))
 
     def cost(self, device: int) -> float:
         """Return the cost of what `device` holds or, where there are stages, runs."""

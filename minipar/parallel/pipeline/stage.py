@@ -26,6 +26,7 @@ class Stage(Module):
 
     Attributes:
         chunks: this rank's lists of blocks, one for each chunk.
+        users: for every parameter of the model the ranks that hold it, the one that uses it first first.
         owned: the names of the held parameters that count here: a tied one counts where it is used first.
         tied: (parameter, the ranks that hold a copy of it).
 
@@ -42,10 +43,10 @@ class Stage(Module):
         here = {id(p) for block in self.blocks for p in block.parameters()}
         self.held = {name: p for name, p in model.named_parameters() if id(p) in here}
         ranks_of = _ranks_using(model, cuts, pp.size)
-        users = {name: ranks_of[id(p)] for name, p in model.named_parameters()}
-        self.owned = {name for name in self.held if users[name][0] == pp.rank}
+        self.users = {name: ranks_of[id(p)] for name, p in model.named_parameters()}
+        self.owned = {name for name in self.held if self.users[name][0] == pp.rank}
         self.tied: list[tuple[Parameter, Communicator]] = []
-        for name, ranks in users.items():
+        for name, ranks in self.users.items():
             if len(ranks) > 1:
                 group = pp.split(0 if pp.rank in ranks else None, name="tied")
                 if group is not None:

@@ -12,7 +12,9 @@ from minipar.backend import Array, to_host
 from minipar.comm.interface import Communicator
 from minipar.data import Batch
 from minipar.models import Model
+from minipar.nn import Parameter
 from minipar.parallel.partition.layer_parallel import LayerParallel
+from minipar.parallel.placement import Place, Stage
 from minipar.parallel.region import Region
 from minipar.parallel.strategies.strategy import Held, Strategy
 from minipar.tape import no_grad
@@ -64,6 +66,10 @@ class Layers(Strategy):
             Held(name, p, Region(p.global_shape), name in mine)
             for name, p in self.parallel.named_parameters()
         ]
+
+    def place(self, p: Parameter) -> Place:
+        stages = self.parallel.assignment.stages_of(p.name)
+        return Place((Stage(stages),), here=self.parallel.comm.rank in stages)
 
     def buffers_held(self) -> list[Held]:
         here = {id(b) for block in self.parallel.blocks for _, b in block.named_buffers()}

@@ -12,9 +12,12 @@ from minipar.backend import Array
 from minipar.data import Batch
 from minipar.data.tiles import tiles
 from minipar.models import Model
+from minipar.nn import Parameter
+from minipar.parallel import placement
 from minipar.parallel.norms import global_norm
 from minipar.parallel.pipeline.executor import Executor
 from minipar.parallel.pipeline.stage import Stage
+from minipar.parallel.placement import Place
 from minipar.parallel.strategies.strategy import Held, Strategy
 from minipar.tensor import Tensor
 
@@ -81,6 +84,12 @@ class Pipelined(Strategy):
     def parameters_held(self) -> list[Held]:
         found = self.inner.parameters_held()  # of a tied weight every stage that uses it has a copy
         return [replace(held, saves=held.saves and held.name in self.stage.owned) for held in found]
+
+    def place(self, p: Parameter) -> Place:
+        on, here = placement.Stage(tuple(self.stage.users[p.name])), p.name in self.stage.held
+        inner = self.inner.place(p) if here else super().place(p)
+        cut = inner.placements if p.layout is not None or self.inner.shard_ranks is not None else ()
+        return replace(inner, placements=(on, *cut), here=here)
 
     def reload(self) -> None:
         self.inner.reload()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from minipar import optim
 from minipar.backend import Array, to_host
 from minipar.comm.interface import Communicator
 from minipar.models import Model
-from minipar.nn import Module
+from minipar.nn import Module, Parameter
 from minipar.parallel.partition.owner_sharding import OwnedPart, ShardedByPolicy
+from minipar.parallel.placement import Flat, Place
 from minipar.parallel.region import Region
 from minipar.parallel.strategies.strategy import Held, Strategy
 from minipar.parallel.zero.zero import Zero
@@ -51,6 +53,15 @@ class Sharded(Strategy):
             region = Region(p.global_shape, p.layout, start=piece.start)
             found.append(Held(p.name, piece.tensor, region, self._is_first_of_tp(p)))
         return found
+
+    def place(self, p: Parameter) -> Place:
+        """Stages 1 and 2 keep whole parameters and step a range of them, stage 3 keeps the range alone."""
+        pieces = [piece for unit in self.zero.units for piece in unit.pieces if piece.param is p]
+        flat = Flat(pieces[0].start, pieces[0].start + pieces[0].tensor.size) if pieces else Flat(0, 0)
+        cut = super().place(p)
+        if self.zero.stage < 3:
+            return replace(cut, steps=str(flat))
+        return Place((flat,) if p.layout is None else (*cut.placements, flat))
 
     def reload(self) -> None:
         self.zero.reload()
@@ -94,6 +105,12 @@ class ByOwner(Strategy):
             for t in self.sharded.owned
             if t.part is not None
         ]
+
+    def place(self, p: Parameter) -> Place:
+        """Every rank computes with the whole parameter; an owner has a copy of its part, and steps that."""
+        mine = [t for t in self.sharded.owned if t.name == p.name]
+        steps = ", ".join(str(t.part) for t in mine) or "nothing"
+        return replace(super().place(p), steps=steps, master=sum(t.data.nbytes for t in mine))
 
     def reload(self) -> None:
         self.sharded.reload()

@@ -21,7 +21,7 @@ from minipar.models import Model
 from minipar.nn import Parameter
 from minipar.parallel.norms import global_norm
 from minipar.parallel.partition.owner_sharding import OwnedPart
-from minipar.parallel.placement import is_sharded
+from minipar.parallel.placement import Place, Replicate, describe, held_bytes, is_sharded
 from minipar.parallel.region import Region
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
@@ -153,6 +153,23 @@ class Strategy:
             Held(p.name, p, Region(p.global_shape, p.layout), first and self._is_first_of_tp(p))
             for p in self.model.parameters()
         ]
+
+    def place(self, p: Parameter) -> Place:
+        """Return how the parameter lies on the mesh, as this rank sees it."""
+        return Place((p.layout.placement if p.layout is not None else Replicate(),))
+
+    def tell_parameters(self) -> None:
+        """Let every parameter know its place; `describe` and `str` read it there."""
+        for p in self.model.parameters():
+            p.place = self.place(p)
+
+    def parameter_bytes(self) -> int:
+        """Return the bytes of parameters that this rank keeps between steps."""
+        return sum(map(held_bytes, self.model.parameters()))
+
+    def __str__(self) -> str:
+        """Return a line for each parameter: placement, global and local shape, bytes on this rank."""
+        return describe(self.model)
 
     def _is_first_of_tp(self, p: Parameter) -> bool:
         return self.tp is None or self.tp.rank == 0 or is_sharded(p)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,42 +25,45 @@ from minipar.comm.interface import Communicator, balanced
 from minipar.errors import UsageError
 from minipar.nn import AvgPool2d, Conv2d, GlobalAvgPool2d, GroupNorm, MaxPool2d
 from minipar.ops.conv import Pair, output_size, pair
-from minipar.parallel.placement import Shard, place
+from minipar.parallel.placement import Shard
 from minipar.parallel.tensor_parallel.parallelize import Style, around
 from minipar.tensor import Tensor, primitive
 
 CHANNELS, ROWS = 1, 2  # axes of (N, C, H, W)
 
 
-def _ungrouped(module: Any, name: str) -> None:
-    if module.groups != 1:
-        raise UsageError(f"{name}: {module.groups} groups are not offered cut by channel; use groups=1")
+class _ByChannel(Style):
+    kind = Conv2d
+
+    def check(self, module: Any, name: str) -> None:
+        if module.groups != 1:
+            outputs, inputs = module.weight.global_shape[0], module.weight.global_shape[1] * module.groups
+            raise UsageError(
+                f"{name}, {inputs} to {outputs} channels in {module.groups} groups, is not offered cut by"
+                " channel; groups=1 would do on any number of ranks, and so would the cut by region"
+            )
 
 
 @dataclass(frozen=True)
-class OutputChannels(Style):
+class OutputChannels(_ByChannel):
     """x (N, C, H, W) whole → (N, O, H', W') whole; weight Shard(0), bias Shard(0)."""
 
-    kind = Conv2d
+    def cuts(self, module: Any) -> dict[str, Shard]:
+        return {"weight": Shard(0)} if module.bias is None else {"weight": Shard(0), "bias": Shard(0)}
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        _ungrouped(module, name)
-        place(module.weight, f"{name}.weight", Shard(0), comm)
-        if module.bias is not None:
-            place(module.bias, f"{name}.bias", Shard(0), comm)
         counts = module.weight.layout.counts(module.weight.global_shape)
         around(module, lambda x: copy_to(x, comm), lambda y: gather(y, comm, CHANNELS, counts))
 
 
 @dataclass(frozen=True)
-class InputChannels(Style):
+class InputChannels(_ByChannel):
     """x (N, C, H, W) whole → (N, O, H', W') whole; weight Shard(1), bias whole, added once."""
 
-    kind = Conv2d
+    def cuts(self, module: Any) -> dict[str, Shard]:
+        return {"weight": Shard(1)}
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        _ungrouped(module, name)
-        place(module.weight, f"{name}.weight", Shard(1), comm)
         counts = module.weight.layout.counts(module.weight.global_shape)
 
         def forward(x: Tensor) -> Tensor:
@@ -105,22 +108,40 @@ def overlap(a: Interval, b: Interval) -> Interval:
     return (start - a[0], stop - a[0]) if start < stop else (0, 0)
 
 
-_image_rows: ContextVar[int] = ContextVar("image_rows", default=0)
+class ImageHeight:
+    """The height of the images that are in a model, noted by `RegionScatter` and read by a plan's other styles.
+
+    The note lives in the context, as `SequenceLength`'s: each rank-thread has its own, and a recomputed block
+    sees that of its own forward. It says whose it is: the note of another model is none of this plan's.
+    """
+
+    @property
+    def rows(self) -> int:
+        """The rows of the images at hand; 0 if they did not come in through this plan's `RegionScatter`."""
+        whose, rows = _entered.get()
+        return rows if whose is self else 0
+
+    @rows.setter
+    def rows(self, rows: int) -> None:
+        _entered.set((self, rows))
+
+
+_entered: ContextVar[tuple[ImageHeight | None, int]] = ContextVar("image_height", default=(None, 0))
 
 
 class RowCount:
     """How many rows the whole image has at a module, which no rank can tell from its part.
 
-    It is the sum of the ranks' rows. Once found it is remembered for each height of the model's input, which
-    `RegionScatter` notes in the context: all ranks remember alike, and a recomputed block sees its own.
+    It is the sum of the ranks' rows. Once found it is remembered for each height of the model's input, so all
+    ranks remember alike; without a plan's note of that height it is found anew each time.
     """
 
-    def __init__(self, comm: Communicator, name: str):
-        self.comm, self.name = comm, name
+    def __init__(self, comm: Communicator, name: str, image: ImageHeight | None):
+        self.comm, self.name, self.image = comm, name, image
         self.known: dict[int, int] = {}
 
     def __call__(self, x: Tensor) -> int:
-        entered, here = _image_rows.get(), x.shape[ROWS]
+        entered, here = self.image.rows if self.image is not None else 0, x.shape[ROWS]
         rows = self.known.get(entered)
         if rows is None:
             rows = int(self.comm.all_reduce(np.array([here]))[0])
@@ -136,11 +157,18 @@ class RowCount:
 
 @dataclass(frozen=True)
 class RegionScatter(Style):
-    """Each rank takes its rows of this module's input: (N, C, H, W) → (N, C, H/ranks, W)."""
+    """Each rank takes its rows of this module's input: (N, C, H, W) → (N, C, H/ranks, W).
+
+    Args:
+        image: given to all styles of a plan, it spares them counting the same image's rows again.
+    """
+
+    image: ImageHeight | None = None
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
         def enter(x: Tensor) -> Tensor:
-            _image_rows.set(x.shape[ROWS])
+            if self.image is not None:
+                self.image.rows = x.shape[ROWS]
             return scatter(x, comm, ROWS)
 
         around(module, enter)
@@ -152,13 +180,14 @@ class Window:
     Args:
         size, stride, padding, dilation: (vertical, horizontal).
         fill: what padding is made of.
+        image: see `RegionScatter`.
     """
 
     def __init__(
         self, comm: Communicator, name: str, size: Pair, stride: Pair, padding: Pair, dilation: Pair = 1,
-        fill: float = 0.0,
+        fill: float = 0.0, image: ImageHeight | None = None,
     ):  # fmt: skip
-        self.comm, self.rows, self.fill = comm, RowCount(comm, name), fill
+        self.comm, self.rows, self.fill = comm, RowCount(comm, name, image), fill
         self.name, self.shape = name, (pair(size), pair(stride), pair(padding), pair(dilation))
 
     def __call__(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -190,11 +219,12 @@ def _no_rows(x, weight, bias, shape):
 class RegionConv(Style):
     """Convolution of rows: fetch the halo, convolve own output rows; weights whole, gradients summed."""
 
+    image: ImageHeight | None = None
     kind = Conv2d
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
         size = module.weight.global_shape[2:]
-        window = Window(comm, name, size, module.stride, module.padding, module.dilation)
+        window = Window(comm, name, size, module.stride, module.padding, module.dilation, image=self.image)
 
         def forward(x: Tensor) -> Tensor:
             rows, (height, width) = window(x)
@@ -208,13 +238,15 @@ class RegionConv(Style):
         module.forward = forward
 
 
+@dataclass(frozen=True)
 class _RegionWindowPool(Style):
-    pool: Callable[..., Tensor]
-    fill = 0.0
+    image: ImageHeight | None = None
+    pool: ClassVar[Callable[..., Tensor]]
+    fill: ClassVar[float] = 0.0
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
         stride = module.kernel if module.stride is None else module.stride
-        window = Window(comm, name, module.kernel, stride, module.padding, fill=self.fill)
+        window = Window(comm, name, module.kernel, stride, module.padding, fill=self.fill, image=self.image)
 
         def forward(x: Tensor) -> Tensor:
             rows, (height, width) = window(x)
@@ -243,10 +275,11 @@ class RegionAvgPool(_RegionWindowPool):
 class RegionGroupNorm(Style):
     """Group norm of an image cut by rows: mean and variance are those of all ranks' rows."""
 
+    image: ImageHeight | None = None
     kind = GroupNorm
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        rows = RowCount(comm, name)
+        rows = RowCount(comm, name, self.image)
 
         def forward(x: Tensor) -> Tensor:
             weight, bias = copy_to(module.weight, comm), copy_to(module.bias, comm)
@@ -289,10 +322,11 @@ def _group_norm(x, weight, bias, comm, groups, eps, height):
 class RegionPool(Style):
     """Mean over all positions of an image cut by rows: (N, C, H/ranks, W) → (N, C) whole on every rank."""
 
+    image: ImageHeight | None = None
     kind = GlobalAvgPool2d
 
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        rows = RowCount(comm, name)
+        rows = RowCount(comm, name, self.image)
 
         def forward(x: Tensor) -> Tensor:
             positions = rows(x) * x.shape[3]

@@ -21,17 +21,29 @@ from typing import Any
 from minipar.comm.interface import Communicator, balanced
 from minipar.errors import UsageError
 from minipar.nn import Module
+from minipar.parallel.placement import Layout, Replicate, Shard, check_place, place
 
 SEQUENCE = 1  # the axis of (B, T, C) that sequence parallelism cuts
 
 
 class Style:
-    """How one module is cut. `apply` places its parameters and wraps its forward."""
+    """How one module is cut: `cuts` says which parameters, and `apply` wraps the forward once they are.
+
+    Attributes:
+        kind: the modules that it is for.
+    """
 
     kind: type[Module] = Module
 
+    def check(self, module: Any, name: str) -> None:
+        """Refuse a module that cannot be cut in this way, whatever the number of ranks. Changes nothing."""
+
+    def cuts(self, module: Any) -> dict[str, Shard]:
+        """Return {attribute: how it is cut} of the module's parameters that are not whole on every rank."""
+        return {}
+
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        """Cut `module`, called `name`, over the ranks of `comm`."""
+        """Wrap the forward of `module`, called `name`, whose parameters now lie on the ranks of `comm`."""
         raise TypeError(f"{type(self).__name__} does not say how to cut a module")
 
 
@@ -79,7 +91,8 @@ def around(
 def parallelize(model: Module, comm: Communicator, plan: Plan) -> Module:
     """Cut a serial model over the ranks of `comm`, in place, and return it. Nothing is sent.
 
-    A single rank has nothing to cut: the model stays the serial one, bitwise.
+    What the plan does not cut is placed as whole on every rank. A single rank has nothing to cut: the model
+    stays the serial one, bitwise.
 
     Args:
         model: materialised (each rank then keeps its part) or not (each rank then initialises its part only).
@@ -87,15 +100,43 @@ def parallelize(model: Module, comm: Communicator, plan: Plan) -> Module:
 
     Raises:
         UsageError: a pattern that matches nothing, two patterns that match one module, a module of another
-            kind than the style is for, or a size that cannot be cut; the same on every rank. After the last
-            of these some modules may be cut already: the model is not to be used then.
+            kind than the style is for, or a size that cannot be cut; the same on every rank. The model is as
+            it was then.
     """
-    chosen = _resolve(dict(model.named_modules()), plan)
+    chosen = check_plan(model, comm.size, plan)
     if comm.size > 1:
         for name, module, styles in chosen:
             for style in styles:
+                for attribute, cut in style.cuts(module).items():
+                    place(getattr(module, attribute), f"{name}.{attribute}", cut, comm)
                 style.apply(module, name, comm)
+        for p in model.parameters():
+            if p.layout is None:
+                p.layout = Layout(Replicate(), comm)
     return model
+
+
+def check_plan(model: Module, ranks: int, plan: Plan) -> list[tuple[str, Module, tuple[Style, ...]]]:
+    """Refuse a plan that `parallelize` could not carry out on so many ranks; nothing is changed.
+
+    Returns:
+        (name, module, its styles) of every module that the plan names, in the plan's order.
+
+    Raises:
+        UsageError: as `parallelize`.
+    """
+    chosen = _resolve(dict(model.named_modules()), plan)
+    placed: dict[int, Shard] = {}
+    for name, module, styles in chosen if ranks > 1 else ():
+        for style in styles:
+            style.check(module, name)
+            for attribute, cut in style.cuts(module).items():
+                p, full = getattr(module, attribute), f"{name}.{attribute}"
+                if id(p) in placed:
+                    raise UsageError(f"{full} is placed twice, as {placed[id(p)]} and as {cut}; place it once")
+                check_place(p, full, cut, ranks)
+                placed[id(p)] = cut
+    return chosen
 
 
 def _resolve(modules: dict[str, Module], plan: Plan) -> list[tuple[str, Module, tuple[Style, ...]]]:

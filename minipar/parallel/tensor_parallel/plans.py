@@ -7,6 +7,7 @@ from minipar.models import GPT, MLP, ConvNet, Model, PatchNet
 from minipar.nn import Conv2d, GlobalAvgPool2d, GroupNorm
 from minipar.parallel.tensor_parallel.convolution import (
     CONVOLUTION_CUTS,
+    ImageHeight,
     RegionConv,
     RegionGroupNorm,
     RegionPool,
@@ -106,12 +107,13 @@ def convnet_plan(model: ConvNet | PatchNet, convolution: str) -> Plan:
         raise UsageError("convolution cut region is for a ConvNet; a PatchNet's patches see no neighbours: use --tiles")
     if model.config.norm != "group":
         raise UsageError("convolution cut region: batch norm is not offered over regions; use --norm group")
-    plan: dict[str, Style | tuple[Style, ...]] = {"stem": RegionScatter()}
+    image = ImageHeight()
+    plan: dict[str, Style | tuple[Style, ...]] = {"stem": RegionScatter(image)}
     for name, m in modules.items():
         if isinstance(m, Conv2d):
-            plan[name] = RegionConv()
+            plan[name] = RegionConv(image)
         elif isinstance(m, GroupNorm):
-            plan[name] = RegionGroupNorm()
+            plan[name] = RegionGroupNorm(image)
         elif isinstance(m, GlobalAvgPool2d):
-            plan[name] = RegionPool()
+            plan[name] = RegionPool(image)
     return plan

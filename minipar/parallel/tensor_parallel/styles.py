@@ -1,7 +1,7 @@
 """The styles in which a module is cut: linear layers, embeddings, the vocabulary's loss, and a region's ends.
 
-Each is a line of a plan, which `parallelize` applies. What a style does to a module stands in its `apply`:
-how its parameters are placed, and what happens to activations before and after its forward.
+Each is a line of a plan, which `parallelize` applies. What a style does to a module stands in its `cuts`, how
+its parameters are placed, and in its `apply`, what happens to activations before and after its forward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from minipar.comm.differentiable import all_gather, copy_to, gather, reduce_from
 from minipar.comm.interface import Communicator, balanced
 from minipar.errors import UsageError
 from minipar.nn import CrossEntropyLoss, Dropout, Embedding, Linear
-from minipar.parallel.placement import Shard, place
+from minipar.parallel.placement import Shard
 from minipar.parallel.tensor_parallel import vocabulary
 from minipar.parallel.tensor_parallel.parallelize import SEQUENCE, SequenceLength, Style, around
 from minipar.tensor import Tensor
@@ -39,11 +39,11 @@ class Column(Style):
     sequence: SequenceLength | None = None
     kind = Linear
 
-    def apply(self, module: Any, name: str, comm: Communicator) -> None:
+    def cuts(self, module: Any) -> dict[str, Shard]:
         cut = Shard(0, self.groups, self.unit)
-        place(module.weight, f"{name}.weight", cut, comm)
-        if module.bias is not None:
-            place(module.bias, f"{name}.bias", cut, comm)
+        return {"weight": cut} if module.bias is None else {"weight": cut, "bias": cut}
+
+    def apply(self, module: Any, name: str, comm: Communicator) -> None:
         counts = module.weight.layout.counts(module.weight.global_shape)
         leave = (lambda y: gather(y, comm, -1, counts)) if self.gathered else None
         around(module, _enter(comm, self.sequence), leave)
@@ -68,8 +68,10 @@ class Row(Style):
     sequence: SequenceLength | None = None
     kind = Linear
 
+    def cuts(self, module: Any) -> dict[str, Shard]:
+        return {"weight": Shard(1, unit=self.unit)}
+
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        place(module.weight, f"{name}.weight", Shard(1, unit=self.unit), comm)
         counts = module.weight.layout.counts(module.weight.global_shape)
 
         def forward(x: Tensor) -> Tensor:
@@ -96,8 +98,10 @@ class VocabularyEmbedding(Style):
 
     kind = Embedding
 
+    def cuts(self, module: Any) -> dict[str, Shard]:
+        return {"weight": Shard(0)}
+
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        place(module.weight, f"{name}.weight", Shard(0), comm)
         total = module.weight.global_shape[0]
         start = vocabulary.first_row(total, comm)
 
@@ -115,8 +119,10 @@ class WidthEmbedding(Style):
 
     kind = Embedding
 
+    def cuts(self, module: Any) -> dict[str, Shard]:
+        return {"weight": Shard(1)}
+
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        place(module.weight, f"{name}.weight", Shard(1), comm)
         counts = module.weight.layout.counts(module.weight.global_shape)
         around(module, leave=lambda y: gather(y, comm, -1, counts))
 
@@ -127,8 +133,11 @@ class VocabularyHead(Style):
 
     kind = Linear
 
+    def cuts(self, module: Any) -> dict[str, Shard]:
+        return {"weight": Shard(0)}
+
     def apply(self, module: Any, name: str, comm: Communicator) -> None:
-        place(module.weight, f"{name}.weight", Shard(0), comm)
+        """Its forward stays as it is."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,13 @@ class VocabularyLoss(Style):
     size: int
     kind = CrossEntropyLoss
 
-    def apply(self, module: Any, name: str, comm: Communicator) -> None:
+    def check(self, module: Any, name: str) -> None:
         if module.reduction != "sum":
             raise UsageError(
                 f"{name}: reduction {module.reduction!r} is not offered over a cut vocabulary; use sum"
             )
+
+    def apply(self, module: Any, name: str, comm: Communicator) -> None:
         start = vocabulary.first_row(self.size, comm)
 
         def forward(logits: Tensor, targets: Any) -> Tensor:
