@@ -94,7 +94,9 @@ class TrainConfig:
     zero: int = _option(0, "ZeRO stage over the data-parallel ranks: 0, 1, 2 or 3")
     partition: str | None = _option(None, "lay parameters over ranks by a policy", choices=POLICIES)
     devices: str | None = _option(None, "for --partition devices: ranks by type, such as 2xA,1xB")
-    speeds: str | None = _option(None, "for --devices: relative speed by type, such as A=1,B=0.5")
+    speeds: str | None = _option(
+        None, "for --devices: relative speed by type, such as A=1,B=0.5 [default, with --memory: all alike]"
+    )
     memory: str | None = _option(None, "for --devices: bytes by type, such as A=64MiB,B=32MiB")
     aggregation: str = _option(
         "all_reduce",
@@ -192,6 +194,11 @@ class TrainConfig:
         self._check_precision()
         if self.convolution is not None and self.tp == 1:
             raise UsageError("--convolution says how --tp cuts a convolution; give --tp above 1")
+        if self.partition in STAGED_POLICIES and self.pp == 1 and self.dp not in (None, 1):
+            raise UsageError(
+                f"--dp {self.dp} with --partition {self.partition}: its stages take all ranks, and no ranks share"
+                " the batch; leave --dp out, or use the policy in a pipeline, with --pp"
+            )
         if self.devices is not None and self.partition != "devices":
             raise UsageError("--devices is for --partition devices")
         if self.devices is None and (self.speeds is not None or self.memory is not None):

@@ -23,7 +23,8 @@ from minipar.config import STAGED_POLICIES, TrainConfig
 from minipar.data import Batch, Data, Loader, load
 from minipar.data.tiles import parse_tiles, with_patch_labels
 from minipar.errors import MiniparError
-from minipar.mesh import Mesh, resolve
+from minipar.layouts import check_layout, devices_of, microbatches_of, recipe_of
+from minipar.mesh import Mesh
 from minipar.models import (
     GPT,
     MLP,
@@ -35,9 +36,8 @@ from minipar.models import (
     PatchNet,
     PatchNetConfig,
 )
-from minipar.parallel.distribute import Recipe, distribute
+from minipar.parallel.distribute import distribute
 from minipar.parallel.partition.assignment import Assignment
-from minipar.parallel.partition.devices import parse_devices, parse_memory, parse_speeds
 from minipar.parallel.partition.policies import assign, items_of
 from minipar.parallel.partition.profile import agreed_costs
 from minipar.parallel.pipeline.action import sizes as sizes_of
@@ -101,6 +101,20 @@ def build_model(config: TrainConfig, info: Any) -> Model:
     return ConvNet(ConvNetConfig(channels, min(height, width), info["classes"], c.width, c.layers, c.norm))
 
 
+def fitting_axes(config: TrainConfig, ranks: int) -> dict[str, int]:
+    """Refuse a layout that does not fit, before anything is read or sent; return the size of each axis.
+
+    Raises:
+        UsageError: see `layouts.check_layout`; to be raised on every rank.
+    """
+    sizes_by_data = {"vocabulary_size": 2, "image_shape": (1, 8, 8), "classes": 2}  # no layout hangs on them
+    try:
+        model = build_model(config, sizes_by_data)
+    except MiniparError as error:
+        raise on_every_rank(error) from None
+    return check_layout(config, ranks, model)
+
+
 def build_optimizer(config: TrainConfig, strategy: Strategy) -> optim.Optimizer:
     """Return this rank's optimizer; weights of two or more axes decay, biases and norms do not."""
     c: Any = config
@@ -123,6 +137,8 @@ class Job:
 
     Attributes:
         mesh: the ranks by axis.
+        recipe: how the model is distributed over the mesh.
+        assignment: where the partition policy has laid the parameters; None without one.
         precision: autocast, loss scale and precision policy.
         strategy: the distributed model.
         steps_done, seconds_done: steps taken and time spent in `train`, those before a resume included.
@@ -135,25 +151,29 @@ class Job:
     def __init__(self, config: TrainConfig, comm: Communicator, data: Data | None = None):
         self.config, self.comm = config, comm
         c: Any = config
-        layers = c.partition in STAGED_POLICIES and c.pp == 1  # whole layers on the ranks, without a pipeline
-        sizes = agreed(
-            comm, lambda: resolve(comm.size, 1 if layers else c.dp, None if layers else c.pp, c.tp)
-        )
+        sizes = fitting_axes(config, comm.size)
         self.data, self.model, policy = agreed(comm, lambda: self._prepare(data))
         self.precision = MixedPrecision(c.amp, comm, c.loss_scale, policy)
         self.mesh = Mesh(comm, **sizes)
-        recipe = Recipe(
-            sequence_parallel=c.sequence_parallel, convolution=c.convolution or "output", zero=c.zero,
-            assignment=self._assignment(), aggregation=c.aggregation, average_every=c.average_every or 1,
-            bucket_mb=c.bucket_mb, overlap=c.overlap, schedule=c.schedule or "1f1b", microbatches=c.microbatches,
-            chunks=c.chunks, tiles=parse_tiles(c.tiles) if c.tiles else None, recompute=c.recompute,
-            pipelined=c.pp > 1,
-        )  # fmt: skip
-        self.strategy = distribute(self.model, self.mesh, recipe, seed=c.seed, dtype=c.dtype, device=c.device)
+        self.assignment = self._assignment()
+        self.recipe = recipe_of(config, self.assignment)
+        self.strategy = distribute(self.model, self.mesh, self.recipe, seed=c.seed, dtype=c.dtype, device=c.device)
         self.optimizer = build_optimizer(config, self.strategy)
         self.loader = self._loader(self.data.train, c.batch, shuffle=True)
         self.steps_done = 0
         self.seconds_done = 0.0
+
+    def layout(self) -> str:
+        """Return in words how the ranks work together, as in "dp 2 × tp 2, ZeRO 1"; "" for one rank."""
+        r = self.recipe
+        parts = [" × ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items() if size > 1)]
+        parts += [r.aggregation] if r.aggregation != "all_reduce" else []
+        parts += ["sequence parallel"] if r.sequence_parallel else []
+        cut = self.mesh.tp.size > 1 and isinstance(self.model, ConvNet | PatchNet)
+        parts += [f"convolutions cut by {r.convolution}"] if cut else []
+        parts += [f"ZeRO {r.zero}"] if r.zero else []
+        parts += [f"partition by {r.assignment.policy}"] if r.assignment is not None else []
+        return ", ".join(part for part in parts if part)
 
     def _prepare(self, data: Data | None) -> tuple[Data, Model, PolicyConfig | None]:
         """Return data, serial model and precision policy: all that can go wrong on one rank alone."""
@@ -169,17 +189,9 @@ class Job:
             return None
         ranks = self.comm.size
         if c.pp > 1:
-            pieces = math.prod(parse_tiles(c.tiles)) if c.tiles else c.microbatches
-            ranks = c.pp * sizes_of(resolve_schedule(self.comm, c.schedule or "1f1b", c.pp, pieces, c.chunks)).chunks
-
-        def parse() -> Any:
-            if c.devices is None:
-                return ranks
-            speeds = parse_speeds(c.speeds) if c.speeds is not None else {}
-            memory = parse_memory(c.memory) if c.memory is not None else None
-            return parse_devices(c.devices, speeds, memory, ranks=ranks)
-
-        devices, costs = agreed(self.comm, parse), None
+            schedule, pieces = c.schedule or "1f1b", microbatches_of(c)
+            ranks = c.pp * sizes_of(resolve_schedule(self.comm, schedule, c.pp, pieces, c.chunks)).chunks
+        devices, costs = agreed(self.comm, lambda: devices_of(c, ranks)), None
         if c.partition in STAGED_POLICIES:
             sample = self.data.train.fetch(
                 np.arange(min(c.batch, len(self.data.train))), float_dtype(c.dtype)

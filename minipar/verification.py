@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from minipar.agreement import agreed
+from minipar.agreement import agreed, on_every_rank
 from minipar.backend import Array, to_host
 from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig
 from minipar.data import Data
 from minipar.data.dataset import Dataset
 from minipar.errors import UsageError
-from minipar.training import Job, load_data
+from minipar.training import Job, fitting_axes, load_data
 
 # Low precision: 16 units in the last place (2^-10 and 2^-7). A gradient is rounded once on its way through
 # each layer, and sums that are split over ranks round differently; the worst measured was 5 units.
@@ -56,12 +56,15 @@ class Report:
     Attributes:
         worst: by kind; only the kinds that this verification compares.
         tolerance: largest relative error allowed.
-        replicas_differ: elements of weights that were not bitwise equal on all ranks, summed over steps.
+        replicas_differ: parameters of which two ranks held copies that were not bitwise equal, counted anew at
+            each step.
+        layout: how the parallel run's ranks worked together, in words.
     """
 
     tolerance: float
     worst: dict[str, Worst] = field(default_factory=lambda: {kind: Worst() for kind in KINDS})
     replicas_differ: int = 0
+    layout: str = ""
 
     @property
     def holds(self) -> bool:
@@ -105,7 +108,9 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     Raises:
         UsageError: a setting under which the two are not meant to be equal.
     """
-    full = agreed(comm, lambda: _prepare(config, data))
+    _check(config)
+    fitting_axes(config, comm.size)
+    full = agreed(comm, lambda: load_data(config) if data is None else data)
     if config.amp == "fp16":
         config = replace(config, loss_scale=config.loss_scale or LOSS_SCALE)
     assert config.batch is not None and config.steps is not None
@@ -115,7 +120,7 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     assert alone is not None
     serial = Job(_serial(config), alone, shared)
     parallel = Job(config, comm, shared)
-    report = Report(TOLERANCE[str(config.dtype) if config.amp == "off" else config.amp])
+    report = Report(TOLERANCE[str(config.dtype) if config.amp == "off" else config.amp], layout=parallel.layout())
     if parallel.strategy.own_mean:
         del report.worst["gradient"]  # local SGD's ranks never hold the global one
     for step, (a, b) in enumerate(
@@ -126,31 +131,38 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     return report
 
 
-def _prepare(config: TrainConfig, data: Data | None) -> Data:
-    """Refuse settings under which a parallel run is not meant to equal the serial one; return the data."""
+def _check(config: TrainConfig) -> None:
+    """Refuse, on every rank, settings under which a parallel run is not meant to equal the serial one."""
+    reason = _why_unequal(config)
+    if reason is not None:
+        raise on_every_rank(UsageError(reason))
+
+
+def _why_unequal(config: TrainConfig) -> str | None:
+    """Return why the two are not meant to be equal; None where they are."""
     local = config.aggregation == "local"
     if config.optimizer != "sgd":
-        raise UsageError(
+        return (
             f"verify compares under --optimizer sgd: {config.optimizer} hides a gradient off by a factor"
         )
     if config.amp != "off" and config.convolution == "input":
-        raise UsageError(
+        return (
             f"verify: the sums of --convolution input round differently in {config.amp} than serial ones, and a"
             " ReLU behind them may open for other pixels; verify this cut without --amp, or another cut"
         )
     if local and (config.average_every or 1) > 1:
-        raise UsageError(
+        return (
             "verify: averaging parameters every few steps is not serial training; use --average-every 1"
         )
     if local and config.momentum:
-        raise UsageError(
+        return (
             "verify: local SGD keeps each rank's own momentum, serial training has one; use --momentum 0"
         )
     if local and config.clip:
-        raise UsageError(
+        return (
             "verify: local SGD clips each rank's own gradient, which is not serial clipping; use --clip 0"
         )
-    return load_data(config) if data is None else data
+    return None
 
 
 def _serial(config: TrainConfig) -> TrainConfig:
@@ -173,10 +185,7 @@ def _compare_step(
     scale = max((float(np.abs(g).max()) for g in theirs.values() if g.size), default=0.0)
     if "gradient" in report.worst:
         ours = parallel.strategy.held("grad")
-        _compare(report, "gradient", parallel, ours, theirs, scale, place)
-        held = set().union(*comm.all_gather_object(list(ours)))
-        for name in held ^ theirs.keys():  # every gradient must be held by some rank
-            report.worst["gradient"].see(float("inf"), f"{name} has a gradient on one side only, {place}")
+        _compare(report, "gradient", comm, parallel, ours, theirs, scale, place)
     parallel.update(batch)
     serial.update(whole)
     state = parallel.strategy.held("data")
@@ -185,7 +194,7 @@ def _compare_step(
         n: to_host(b.data) for n, b in serial.model.named_buffers()
     }
     scale /= serial.precision.scaler.get_scale()  # gradients were compared with the loss scale in them
-    _compare(report, "weight", parallel, state | buffers, expected_state, scale, place)
+    _compare(report, "weight", comm, parallel, state | buffers, expected_state, scale, place)
     report.replicas_differ += _differing_replicas(comm, parallel, state | buffers)
     if serial.config.amp != "off":
         whole_state = parallel.strategy.state()  # complete on rank 0
@@ -195,17 +204,20 @@ def _compare_step(
 def _compare(
     report: Report,
     kind: str,
+    comm: Communicator,
     parallel: Job,
     ours: Mapping[str, Array],
     theirs: Mapping[str, Array],
     scale: float,
     place: str,
 ) -> None:
-    """Compare what this rank holds with its part of the serial arrays."""
+    """Compare what this rank holds with its part of the serial arrays; every array must be on some rank."""
     layouts = {name: p.layout for name, p in parallel.model.named_parameters() if p.layout is not None}
     for name in ours.keys() & theirs.keys():
         part = layouts[name].local(theirs[name]) if name in layouts else theirs[name]
         report.worst[kind].see(relative_error(ours[name], part, theirs[name], scale), f"{name}, {place}")
+    for name in set().union(*comm.all_gather_object(list(ours))) ^ theirs.keys():
+        report.worst[kind].see(float("inf"), f"{name} has a {kind} on one side only, {place}")
 
 
 def _differing_replicas(comm: Communicator, parallel: Job, state: Mapping[str, Array]) -> int:

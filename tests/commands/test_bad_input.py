@@ -55,6 +55,26 @@ TRUNCATE = -7
         (("train", "gpt", "--width", 10, "--heads", 4), ("4 heads do not divide width 10", "[1, 2, 5]")),
         (("train", "mlp", "--dp", 2), ("dp 2", "does not fit 1 ranks", "--dp 1")),
         (("train", "mlp", "--dp", 3, "--ranks", 2), ("dp 3", "does not fit 2 ranks", "--dp 2")),
+        # layouts that do not fit the model, the ranks or each other
+        (("train", "gpt", "--tp", 3, "--ranks", 3), ("h.0.attn.c_attn.weight", "do not divide 4 heads", "1, 2, 4")),
+        (("verify", "gpt", "--tp", 3, "--ranks", 3), ("h.0.attn.c_attn.weight", "3 ranks", "1, 2, 4 ranks would")),
+        (("verify", "mlp", "--ranks", 3, "--dp", 7, "--partition", "cost"), ("--dp 7 with --partition cost",)),
+        (("train", "mlp", "--ranks", 2, "--dp", 2, "--partition", "devices"), ("--dp 2 with --partition devices",)),
+        (("train", "mlp", "--ranks", 3, "--partition", "bytes", "--tp", 3), ("partition by bytes", "not with tensor")),
+        (("train", "mlp", "--ranks", 3, "--partition", "cost", "--zero", 1), ("partition by cost", "ZeRO")),
+        (("train", "mlp", "--ranks", 4, "--partition", "cost"), ("4 devices for 3 blocks", "at most 3 devices")),
+        (("train", "gpt", "--ranks", 2, "--sequence-parallel"), ("sequence parallelism", "--tp above 1")),
+        (("train", "convnet", "--ranks", 2, "--convolution", "region"), ("--convolution", "--tp above 1")),
+        (("train", "gpt", "--ranks", 2, "--zero", 4), ("--zero is 4", "1, 2 and 3")),
+        (("train", "mlp", "--ranks", 2, "--speeds", "A=1"), ("--speeds and --memory", "--devices")),
+        (
+            ("train", "mlp", "--ranks", 2, "--partition", "devices", "--devices", "3xA", "--speeds", "A=1"),
+            ("devices '3xA' are 3, there are 2 ranks",),
+        ),
+        (
+            ("train", "mlp", "--ranks", 2, "--partition", "devices", "--devices", "1xA,1xB"),
+            ("type A has no speed", "A=0.5"),
+        ),
         # data of the wrong kind
         (("train", "mlp", "--data", "docs"), ("docs is text, and images is wanted",)),
         (("train", "gpt", "--data", "digits"), ("digits is images, and text is wanted",)),
@@ -170,6 +190,7 @@ def test_a_loss_that_is_no_number_ends_the_training(aggregation: str, tmp_path: 
             1,
             "lower --lr",
         ),
+        (("verify", "gpt", "--tp", 2, "--heads", 3, "--width", 12), 2, "2 ranks do not divide 3 heads; 1, 3 ranks"),
     ],
 )
 def test_the_ranks_of_an_mpi_job_tell_it_once(

@@ -17,13 +17,16 @@ UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def parse_devices(
-    text: str, speeds: Mapping[str, float], memory: Mapping[str, int] | None = None, ranks: int | None = None
+    text: str,
+    speeds: Mapping[str, float] | None,
+    memory: Mapping[str, int] | None = None,
+    ranks: int | None = None,
 ) -> list[Device]:
     """Return the devices that `text` lists, one for each rank in that order.
 
     Args:
         text: COUNTxTYPE, separated by commas.
-        speeds: work in unit time by type, relative to each other; every type needs one.
+        speeds: work in unit time by type, relative to each other; every type needs one. None: all are alike.
         memory: bytes of parameters that a device can hold, by type; a type left out has no limit.
         ranks: how many devices there must be; None for any number.
 
@@ -41,15 +44,16 @@ def parse_devices(
                 f"devices {text!r}: {entry.strip()!r} must be a count of at least 1 and a type, as in 2xA,1xB"
             )
         kind = match[2]
-        if kind not in speeds:
+        if speeds is not None and kind not in speeds:
             known = ", ".join(speeds) or "none"
             raise UsageError(
                 f"devices {text!r}: type {kind} has no speed (given: {known}); give it one, as in {kind}=0.5"
             )
         for _ in range(int(match[1])):
-            devices.append(Device(f"{kind}-{made[kind]}", speeds[kind], memory.get(kind)))
+            speed = 1.0 if speeds is None else speeds[kind]
+            devices.append(Device(f"{kind}-{made[kind]}", speed, memory.get(kind)))
             made[kind] += 1
-    for what, table in (("speed", speeds), ("memory", memory)):
+    for what, table in (("speed", speeds or {}), ("memory", memory)):
         for kind, value in table.items():
             if kind not in made:
                 raise UsageError(f"devices {text!r}: {what} for type {kind}, which is not among them")
