@@ -3,24 +3,28 @@
 RUN/config.json         settings, layout, data facts, vocabulary, final validation
 RUN/metrics.jsonl       one object a step: step loss grad_norm samples_per_s seconds
 RUN/loss.png            the loss curve
+RUN/layout.txt          on several ranks: the mesh, and what each of them holds of every parameter
+RUN/partition.png       with --partition: what each device holds, by kind of layer
 RUN/model.safetensors   the trained weights; a GPT's in GPT-2's layout
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from safetensors.numpy import save_file
 
+from minipar.comm.guard import numbered
 from minipar.config import TrainConfig
 from minipar.data import Vocabulary
 from minipar.errors import DataError, UsageError
 from minipar.models import GPT, Model
 from minipar.models import gpt2_weights as gpt2
-from minipar.plot import loss_curves
+from minipar.plot import loss_curves, partition_bars
 from minipar.training import Job, StepRecord, build_model
 
 
@@ -57,6 +61,19 @@ class RunWriter:
             "validation": validation,
         }
         (self.directory / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    def layout(self, tables: Sequence[str]) -> None:
+        """Write how the model lies on the ranks.
+
+        Args:
+            tables: each rank's; those of several ranks that are the same are written once.
+        """
+        parts = [str(self.job.mesh)]
+        for table in dict.fromkeys(tables):
+            parts.append(f"{numbered(r for r, other in enumerate(tables) if other == table)}\n{table}")
+        (self.directory / "layout.txt").write_text("\n\n".join(parts) + "\n")
+        if self.job.assignment is not None:
+            partition_bars(self.job.assignment, self.directory / "partition.png")
 
     def add(self, record: StepRecord) -> None:
         """Append one step's line."""

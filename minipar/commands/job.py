@@ -10,13 +10,13 @@ import numpy as np
 
 from minipar.agreement import agreed
 from minipar.amp import PrecisionPolicy
+from minipar.comm.guard import numbered
 from minipar.comm.interface import Communicator
 from minipar.comm.launcher import available_cores
 from minipar.commands.report import console, progress, say, verify_table
 from minipar.config import TrainConfig
 from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
-from minipar.mesh import Mesh
 from minipar.models import GPT, Model, generate
 from minipar.plot import precision_histograms
 from minipar.resume import Saving, check_can_save, resume
@@ -24,7 +24,7 @@ from minipar.runs import RunWriter
 from minipar.stopping import StopRequest
 from minipar.trace import recording
 from minipar.traces.record import RunRecorder
-from minipar.training import Job
+from minipar.training import Job, fitting_axes
 from minipar.verification import verify
 
 
@@ -46,6 +46,7 @@ def run_training(
         stop: asked to stop, the run ends after its step; it saves a checkpoint where it has `saving`, and goes
             on as if this had been the last step where it has not.
     """
+    fitting_axes(config, comm.size)
     recorder = RunRecorder(comm, out) if tracing else None
     if recorder is not None:
         comm = recorder.comm
@@ -66,13 +67,15 @@ def run_training(
         say(screen, {
             "model": f"{config.model}, {n:,} parameters, {precision_of(config)}",
             "data": f"{job.data.info['name']}, {len(job.data.train):,} training samples",
-            "ranks": layout_of(config, job.mesh),
+            "ranks": f"{comm.size}" + (f", {job.layout()}" if job.layout() else ""),
             **start,
         })  # fmt: skip
-        if comm.size > len(job.data.train):
-            screen.print(
-                f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle"
-            )
+    if comm.size > 1:
+        show_layout(job, writer)
+    if master and comm.size > len(job.data.train):
+        screen.print(
+            f"more ranks ({comm.size}) than training samples ({len(job.data.train)}): some stay idle"
+        )
     records, stopping, saved = job.train(), False, None
     with recording(recorder.trace if recorder else None):
         for record in progress(records, config.steps or 0, screen) if master else records:
@@ -81,11 +84,11 @@ def run_training(
             stopping = stop is not None and stop.agreed(comm) and job.steps_done < (config.steps or 0)
             saved = saving.after(job, stopping) if saving else None
             if recorder:
-                recorder.after_step(facts_of(config, job.mesh))
+                recorder.after_step(facts_of(job))
             if stopping:
                 break
     if recorder:
-        recorder.finish(facts_of(config, job.mesh))
+        recorder.finish(facts_of(job))
     if stopping:
         if master:
             screen.print(stopped_line(job, saved), markup=False, soft_wrap=True)
@@ -150,21 +153,30 @@ def sample_prompt(data: Data) -> str:
     return vocabulary.decode(first[0][: len(usual)])
 
 
-def layout_of(config: TrainConfig, mesh: Mesh) -> str:
-    """Return the layout in words: ranks, axes, and what else is on."""
-    axes = [f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1]
-    extras = [config.aggregation] if config.aggregation != "all_reduce" else []
-    extras += ["sequence parallel"] if config.sequence_parallel else []
-    extras += [f"ZeRO {config.zero}"] if config.zero else []
-    extras += [f"partition by {config.partition}"] if config.partition else []
-    return f"{mesh.world.size}" + "".join(f", {part}" for part in [" × ".join(axes), *extras] if part)
+def show_layout(job: Job, writer: RunWriter | None) -> None:
+    """Print the mesh, a partition's table and the bytes of parameters by rank; rank 0 writes the rest down.
+
+    Collective. RUN/layout.txt has every rank's table of parameters, RUN/partition.png the partition's bars.
+    """
+    sizes: list[int] = job.comm.all_gather_object(job.strategy.parameter_bytes())
+    tables: list[str] = job.comm.all_gather_object(str(job.strategy))
+    if writer is None:
+        return
+    screen = console()
+    screen.print(str(job.mesh), markup=False, soft_wrap=True)
+    if job.assignment is not None:
+        screen.print(job.assignment.table())
+    held = [(numbered(r for r, other in enumerate(sizes) if other == size), size) for size in dict.fromkeys(sizes)]
+    say(screen, {"held": ", ".join(f"{size:,} bytes of parameters on {ranks}" for ranks, size in held)})
+    writer.layout(tables)
 
 
-def facts_of(config: TrainConfig, mesh: Mesh) -> dict[str, Any]:
+def facts_of(job: Job) -> dict[str, Any]:
     """Return what a trace says of the run that it was taken from."""
+    config = job.config
     stages = config.pp > 1
     return {
-        "run": f"{config.model} on ranks {layout_of(config, mesh)}",
+        "run": f"{config.model} on {job.comm.size} ranks" + (f", {job.layout()}" if job.layout() else ""),
         "cores": available_cores(),
         "microbatches": (config.microbatches or 2 * config.pp) if stages else None,
         "schedule": (config.schedule or "1f1b") if stages else None,
@@ -175,7 +187,8 @@ def run_verification(config: TrainConfig, comm: Communicator) -> bool:
     """Compare the parallel run with the serial one, print the table (rank 0), return whether it holds."""
     report = verify(config, comm)
     if comm.rank == 0:
-        what = f"{config.model} on {comm.size} ranks against serial, {config.steps} SGD steps"
+        how = f" ({report.layout})" if report.layout else ""
+        what = f"{config.model} on {comm.size} ranks{how} against serial, {config.steps} SGD steps"
         console().print(verify_table(report, f"{what}, {precision_of(config)}"))
     return report.holds
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from minipar.parallel.partition.assignment import KINDS, Assignment
 from minipar.plot.figure import COLOURS, new_figure
 
 
 def partition_bars(assignment: Assignment, path: Path) -> None:
-    """Draw what each device holds, in bytes by kind of layer, and its share of the cost; save the picture.
+    """Draw `partition_figure` and save it.
+
+    Args:
+        path: where to, .png, .pdf or .svg.
+    """
+    partition_figure(assignment).savefig(path, dpi=150)
+
+
+def partition_figure(assignment: Assignment) -> Figure:
+    """Return a picture of what each device holds, in bytes by kind of layer, and of its share of the cost.
 
     Args:
         assignment: as a partition policy returns it.
-        path: where to, .png, .pdf or .svg.
     """
     devices = [device.name for device in assignment.devices]
     rows = range(len(devices))
@@ -37,4 +47,4 @@ def partition_bars(assignment: Assignment, path: Path) -> None:
     figure.suptitle(f"{len(assignment.items)} parameters by {assignment.policy}")
     handles, kinds = held.get_legend_handles_labels()
     figure.legend(handles, kinds, frameon=False, ncols=len(KINDS), loc="outside lower center")
-    figure.savefig(path, dpi=150)
+    return figure

@@ -41,6 +41,23 @@ def test_train_on_ranks_leaves_a_run(gpt_run: Path) -> None:
     assert {"wte.weight", "h.0.attn.c_attn.weight"} <= load_file(gpt_run / "model.safetensors").keys()
 
 
+def test_train_on_ranks_says_how_the_model_lies(gpt_run: Path, tmp_path: Path) -> None:
+    text = (gpt_run / "layout.txt").read_text()
+    assert text.startswith("mesh of 2 ranks: dp 2 × pp 1 × tp 1") and text.count("ranks 0-1\n") == 1
+    assert "wte.weight" in text and "Replicate()" in text
+    words = ["--ranks", 3, "--partition", "bytes", "--steps", 1, "--out", tmp_path]
+    done = minipar("train", "mlp", *SMALL["mlp"], *words)
+    assert done.code == 0, done
+    shown = [line.strip() for line in done.out.splitlines()]
+    assert "ranks  3, dp 3, partition by bytes" in shown
+    assert [s for s in shown if s[:2] in ("tp", "dp")] == ["tp 0", "dp 0  rank 0", "dp 1  rank 1", "dp 2  rank 2"]
+    assert "6 parameters by bytes" in done.out and "share of cost" in done.out
+    # 682 parameters of 4 bytes on each rank, and a copy of what it owns: 512, 80 + 8, 64 + 10 + 8 elements.
+    assert "held  4,776 bytes of parameters on rank 0, 3,080 bytes of parameters on rank 1," in " ".join(shown)
+    assert (tmp_path / "partition.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "layout.txt").read_text().count("stepped here") == 3
+
+
 def assert_whole(run: Path, steps: int, ranks: int) -> None:
     facts = json.loads((run / "config.json").read_text())
     assert facts["ranks"] == ranks and facts["config"]["steps"] == steps

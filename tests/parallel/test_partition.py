@@ -29,6 +29,7 @@ from minipar.parallel.partition.policies import (
 from minipar.parallel.partition.profile import agreed_costs, profile_blocks
 from minipar.parallel.partition.stage_split import split_stages
 from minipar.plot import partition_bars
+from minipar.plot.partition import partition_figure
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 AXES = {"convolution": 4, "linear": 2, "embedding": 2, "norm": 1, "other": 0}
@@ -294,7 +295,22 @@ def test_table_and_picture(tmp_path) -> None:
     for policy in POLICIES:
         path = tmp_path / f"{policy}.png"
         partition_bars(assign(policy, items, 3), path)
-        assert path.stat().st_size > 1000
+        assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_bars_are_bytes_by_kind_and_shares_of_the_cost() -> None:
+    items = [Item("table", "embedding", (6, 4), 96, 1, (0,)), Item("w", "linear", (5,), 20, 3, (1,))]
+    items += [Item("b", "linear", (2,), 8, 0, (1,)), Item("n", "norm", (3,), 12, 1, (2,))]
+    devices = parse_devices("1xfast,1xslow", {"fast": 1.0, "slow": 0.5})
+    held, work = partition_figure(by_devices(items, devices, [1.0, 3.0, 1.0])).axes
+    assert [label.get_text() for label in held.get_yticklabels()] == ["fast-0", "slow-0"]
+    bars = {c.get_label(): [(bar.get_x(), bar.get_width()) for bar in c.patches] for c in held.containers}
+    assert bars == {"linear": [(0, 28), (0, 0)], "embedding": [(28, 96), (0, 0)], "norm": [(124, 0), (0, 12)]}
+    assert [bar.get_width() for bar in work.patches] == pytest.approx([80, 20])
+    assert [text.get_text() for text in held.figure.legends[0].get_texts()] == ["linear", "embedding", "norm"]
+    assert held.figure.get_suptitle() == "4 parameters by devices"
+    assert held.get_xlabel() == "parameters (bytes)" and work.get_xlabel() == "share of cost (%)"
+    assert held.yaxis_inverted()
 
 
 # Bad input -----------------------------------------------------------------------------------------------
