@@ -10,6 +10,7 @@ import pytest
 from minipar.comm.interface import Work
 from minipar.comm.threads import ThreadCommunicator
 from minipar.parallel.buckets import Bucket
+from minipar.parallel.strategies.strategy import Strategy
 from minipar.verification import Report, Worst, relative_error
 from tests.commands.command_line import assert_one_line, minipar, process
 
@@ -65,6 +66,29 @@ def test_verify_finds_a_gradient_off_by_a_factor(monkeypatch: pytest.MonkeyPatch
     assert done.code == 1
     rows = {line.split()[1]: line for line in done.out.splitlines() if len(line.split()) > 2}
     assert "DIFFERS" in rows["gradient"] and "DIFFERS" in rows["weight"] and "DIFFER" not in rows["replicas"]
+
+
+def test_verify_finds_a_parameter_that_no_rank_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not there cannot differ, so that it is missing must count."""
+    held = Strategy.held
+
+    def forgetful(strategy: Strategy, kind: str) -> dict[str, np.ndarray]:
+        found = held(strategy, kind)
+        if kind == "data" and strategy.batch_ranks.size > 1:
+            del found["layers.1.fc.bias"]
+        return found
+
+    monkeypatch.setattr(Strategy, "held", forgetful)
+    done = minipar("verify", "mlp", "--ranks", 2, "--steps", 1)
+    assert done.code == 1
+    rows = {line.split()[1]: line for line in done.out.splitlines() if len(line.split()) > 2}
+    assert "DIFFERS" in rows["weight"] and "layers.1.fc.bias has a" in done.out and "DIFFERS" not in rows["gradient"]
+
+
+def test_verify_says_what_it_has_run() -> None:
+    done = minipar("verify", "convnet", "--ranks", 4, "--tp", 2, "--convolution", "input", "--steps", 1)
+    assert done.code == 0, done
+    assert "convnet on 4 ranks (dp 2 × tp 2, convolutions cut by input) against serial" in " ".join(done.out.split())
 
 
 def test_verify_runs_on_two_ranks_by_itself() -> None:

@@ -1,34 +1,56 @@
-"""Equal to serial under real MPI: what `mpi_verify` lists, in a job of two ranks and one of four."""
+"""Equal to serial under real MPI: what `mpi_verify` lists, in jobs of two, three and four ranks."""
 
+import functools
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minipar.comm.launcher import run_mpi
+from tests.parallel import refusals
+from tests.parallel.layout_cases import CASES, check
 from tests.parallel.mpi_verify import CONFIGURATIONS
 
 pytestmark = pytest.mark.mpi
 SCRIPT = Path(__file__).parent / "mpi_verify.py"
-LIMIT = 100.0  # seconds for a job, which takes about 5
+LIMIT = 100.0  # seconds for a job, which takes about 5 where nothing else runs
 
 
-@pytest.fixture(scope="module", params=(2, 4))
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    file = tmp_path_factory.mktemp("verify") / "found.json"
-    code = run_mpi([sys.executable, str(SCRIPT), str(file)], request.param, timeout=LIMIT)
-    assert code == 0
-    found: dict[str, Any] = json.loads(file.read_text())
-    assert {result["ranks"] for result in found.values()} == {request.param}
-    return found
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
+    """A job for each number of ranks that a test asks for, run once."""
+
+    @functools.cache
+    def run(ranks: int) -> dict[str, Any]:
+        file = tmp_path_factory.mktemp("verify") / "found.json"
+        root = str(Path(__file__).parents[2])
+        environment = {**os.environ, "PYTHONPATH": root}
+        assert run_mpi([sys.executable, str(SCRIPT), str(file)], ranks, timeout=LIMIT, env=environment) == 0
+        found: dict[str, Any] = json.loads(file.read_text())
+        assert {result["ranks"] for result in found.values()} == {ranks}
+        return found
+
+    return run
 
 
+@pytest.mark.parametrize(("ranks", "name"), [(ranks, name) for ranks in CASES for name in CASES[ranks]])
+def test_layouts(ranks: int, name: str, found: Callable[[int], dict[str, Any]]) -> None:
+    check(CASES[ranks][name], found(ranks)[name])
+
+
+def test_refusals(found: Callable[[int], dict[str, Any]]) -> None:
+    refusals.check(found(3)["refusals"]["told"])
+
+
+@pytest.mark.parametrize("ranks", (2, 3))
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_equals_serial(name: str, found: dict[str, Any]) -> None:
-    result = found[name]
+def test_equals_serial(name: str, ranks: int, found: Callable[[int], dict[str, Any]]) -> None:
+    result = found(ranks)[name]
     kinds = {"loss", "weight"} if "local" in name else {"loss", "weight", "gradient"}
     assert result["errors"].keys() == kinds
     for kind in kinds:

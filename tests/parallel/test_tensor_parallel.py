@@ -22,7 +22,6 @@ from tests.parallel.tensor_runs import MODELS, SEED, batch, equals_serial, seria
 
 CASES: list[tuple[str, int, dict[str, Any]]] = [
     ("gpt-tied", 2, {}),
-    ("gpt-tied", 4, {}),
     ("gpt-untied", 4, {}),
     ("gpt-3-heads", 3, {}),
     ("gpt-tied", 2, {"materialize_first": True, "clip": 0.1}),
@@ -49,8 +48,8 @@ def test_one_rank_is_serial_bitwise(kind: str) -> None:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_on_mpi(ranks: int) -> None:
+def test_on_mpi() -> None:
+    ranks = 3
     script = Path(__file__).parent / "mpi_tensor.py"
     root = str(Path(__file__).parents[2])
     job = mpirun(ranks, script, launched=True, MINIPAR_TIMEOUT="20", PYTHONPATH=root)
