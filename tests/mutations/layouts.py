@@ -77,7 +77,7 @@ FAULTS: list[Fault] = [
         "minipar/config.py",
         "self.pp == 1 and self.dp not in (None, 1):",
         "self.pp == 1 and self.dp == 0:",
-        "tests/commands/test_bad_input.py::test_wrong_usage",
+        "tests/parallel/test_layout_refusals.py::test_dp_is_refused_where_stages_take_all_ranks",
     ),
     Fault(
         "a refused plan leaves the model half cut",

@@ -24,6 +24,13 @@ def test_one_of_the_ranks_speaks_for_all() -> None:
     assert is_on_every_rank(error.value)
 
 
+@pytest.mark.parametrize("policy", ("cost", "devices"))
+def test_dp_is_refused_where_stages_take_all_ranks(policy: str) -> None:
+    with pytest.raises(UsageError, match=f"--dp 7 with --partition {policy}: its stages take all ranks"):
+        TrainConfig(model="mlp", partition=policy, dp=7).resolved()
+    assert TrainConfig(model="mlp", partition=policy, dp=7, pp=2).resolved().dp == 7
+
+
 def test_what_fits_gives_the_sizes_of_the_axes() -> None:
     def axes(ranks: int, **settings: object) -> tuple[int, ...]:
         return tuple(fitting_axes(TrainConfig(**settings).resolved(), ranks).values())  # type: ignore[arg-type]
