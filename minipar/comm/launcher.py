@@ -38,12 +38,12 @@ PASSED_ON = {
 GUARD = """
 IFS= read -r said
 [ "$said" = over ] && exit
-kill -TERM -- "-$1" 2>/dev/null
+kill -s TERM -- "-$1" 2>/dev/null
 for second in 1 2 3; do
     sleep 1
-    kill -0 -- "-$1" 2>/dev/null || exit
+    kill -s 0 -- "-$1" 2>/dev/null || exit
 done
-kill -KILL -- "-$1" 2>/dev/null
+kill -s KILL -- "-$1" 2>/dev/null
 """
 
 

@@ -20,12 +20,12 @@ from typing import NamedTuple
 
 import pytest
 
-from minipar.comm.launcher import available_cores, find_mpirun, is_open_mpi, job_environment
+from minipar.comm.launcher import find_mpirun, is_open_mpi, job_environment
 
 MARK = "MINIPAR_TEST_JOB"
 READY = "ready"  # what a program prints when the fault may strike
 GONE_SECONDS = 5.0  # that the last process of an ended job may take to disappear
-SLACK = 5.0  # seconds that a job may outlive its fault by, beyond the time-out
+SLACK = 5.0  # seconds that a job may outlive its fault by, beyond the time-out: these tests run one job at a time
 ROOT = Path(__file__).parents[2]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -47,11 +47,6 @@ class Outcome(NamedTuple):
     def lines(self) -> list[str]:
         """Return what was said on standard error, mpirun's own words about Ctrl-C left out."""
         return [line for line in self.err.splitlines() if line.strip() and not line.startswith("[mpiexec@")]
-
-
-def slack() -> float:
-    """Return SLACK, longer in proportion on a machine that has more to do than cores to do it."""
-    return SLACK * max(1.0, os.getloadavg()[0] / available_cores())
 
 
 def with_mark(mark: str) -> dict[int, str]:
@@ -79,15 +74,24 @@ def left_of(mark: str) -> list[str]:
 
 
 def run(
-    command: Sequence[str], number: int | None = None, limit: float = 60.0, ready: str = READY, **settings: str
+    command: Sequence[str],
+    number: int | None = None,
+    limit: float = 60.0,
+    ready: str = READY,
+    group: bool = False,
+    **settings: str,
 ) -> Outcome:
     """Run a command; where a signal's `number` is given, send that to it once it has printed `ready`.
 
     It runs where this checkout is, so that the tests' own modules are found.
+
+    Args:
+        group: send the signal to the command's process group, as a terminal does.
+        settings: environment variables.
     """
     mark = uuid.uuid4().hex
     inherited = {n: v for n, v in os.environ.items() if not n.startswith(("PMI", "MINIPAR", "OMPI"))}
-    inherited["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # several jobs share the cores
+    inherited["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # a job may have more ranks than there are cores
     start = time.monotonic()
     job = subprocess.Popen(
         command, cwd=ROOT, env={**inherited, **settings, MARK: mark}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -106,7 +110,7 @@ def run(
         if ready in line and not struck:
             start, struck = time.monotonic(), True
             if number is not None:
-                job.send_signal(number)
+                os.killpg(job.pid, number) if group else job.send_signal(number)
     reader.join()
     code = job.wait()
     seconds = time.monotonic() - start
