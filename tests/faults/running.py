@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     """How a job ended.
 
     Attributes:
-        seconds: from the fault (or, if none was waited for, the start) to the end.
+        seconds: from the fault (or, if none was waited for, the start) to the end, or to the line `over`.
         orphans: command lines of processes that were still there afterwards.
     """
 
@@ -79,6 +79,7 @@ def run(
     limit: float = 60.0,
     ready: str = READY,
     group: bool = False,
+    over: str | None = None,
     **settings: str,
 ) -> Outcome:
     """Run a command; where a signal's `number` is given, send that to it once it has printed `ready`.
@@ -87,6 +88,7 @@ def run(
 
     Args:
         group: send the signal to the command's process group, as a terminal does.
+        over: a line that the command prints when the job has ended, but not the command.
         settings: environment variables.
     """
     mark = uuid.uuid4().hex
@@ -104,16 +106,18 @@ def run(
     reader.start()
     killer = threading.Timer(limit, job.kill)
     killer.start()
-    struck = False
+    struck, ended = False, None
     for line in job.stdout:
         said.append(line)
+        if line.strip() == over:
+            ended = time.monotonic()
         if ready in line and not struck:
             start, struck = time.monotonic(), True
             if number is not None:
                 os.killpg(job.pid, number) if group else job.send_signal(number)
     reader.join()
     code = job.wait()
-    seconds = time.monotonic() - start
+    seconds = (ended or time.monotonic()) - start
     killer.cancel()
     return Outcome(code, ANSI.sub("", "".join(said)), ANSI.sub("", "".join(err)), seconds, left_of(mark))
 
