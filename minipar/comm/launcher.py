@@ -34,7 +34,8 @@ PASSED_ON = {
     signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGQUIT: signal.SIGQUIT,
     signal.SIGHUP: signal.SIGTERM,
 }  # fmt: skip
-# A child of the launcher that waits at a pipe: it ends the job, $1 its process group, when the pipe just closes.
+# A child of the launcher that waits at a pipe: when that just closes it ends the job, $1 its process group, as
+# `end_job` does, with GRACE_SECONDS in between.
 GUARD = """
 IFS= read -r said
 [ "$said" = over ] && exit

@@ -6,6 +6,7 @@ the job is found wherever it has gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -63,13 +64,19 @@ def with_mark(mark: str) -> dict[int, str]:
     return found
 
 
+def kill(mark: str) -> None:
+    """Kill every process that carries a job's mark."""
+    for pid in with_mark(mark):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGKILL)
+
+
 def left_of(mark: str) -> list[str]:
     """Return what is left of a job after it has had time to end; and end that."""
     deadline = time.monotonic() + GONE_SECONDS
     while (left := with_mark(mark)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    kill(mark)
     return list(left.values())
 
 
@@ -87,6 +94,7 @@ def run(
     It runs where this checkout is, so that the tests' own modules are found.
 
     Args:
+        limit: seconds after which all processes of the job are killed.
         group: send the signal to the command's process group, as a terminal does.
         over: a line that the command prints when the job has ended, but not the command.
         settings: environment variables.
@@ -104,7 +112,7 @@ def run(
     err: list[str] = []
     reader = threading.Thread(target=lambda: err.append(job.stderr.read()))  # type: ignore[union-attr]
     reader.start()
-    killer = threading.Timer(limit, job.kill)
+    killer = threading.Timer(limit, kill, [mark])
     killer.start()
     struck, ended = False, None
     for line in job.stdout:

@@ -26,6 +26,7 @@ FIRST = "step   1/200"
 TERM, INT, HUP, QUIT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL
 PROGRAMS = Path(programs.__file__)
 TIME = 12  # seconds that a job is given which does not end; it is stuck before
+LIMIT = 40.0  # seconds after which a job that does not react to its launcher's signal is killed
 
 Jobs = Callable[[str], Outcome]
 
@@ -47,7 +48,7 @@ def jobs(place: Path) -> Jobs:
 
     def run(number: int, *words: object) -> Outcome:
         """`minipar run -n 2 words`; the launcher gets the signal."""
-        return minipar("run", "-n", 2, *words, number=number, ready=FIRST)
+        return minipar("run", "-n", 2, *words, number=number, ready=FIRST, limit=LIMIT)
 
     def alone(number: int, *words: object) -> Outcome:
         return minipar(*words, "--ranks", 2, number=number, ready=FIRST, PYTHONUNBUFFERED="1")
@@ -63,8 +64,9 @@ def jobs(place: Path) -> Jobs:
 
     def under_run(fault: str, *options: object, number: int | None = None) -> Outcome:
         return minipar(
-            "run", "-n", 2, *options, PROGRAMS, fault, 1, number=number, MINIPAR_TIMEOUT="60", PYTHONPATH=str(ROOT)
-        )
+            "run", "-n", 2, *options, PROGRAMS, fault, 1, number=number, limit=LIMIT, MINIPAR_TIMEOUT="60",
+            PYTHONPATH=str(ROOT),
+        )  # fmt: skip
 
     ways: dict[str, Callable[[], Outcome]] = {
         "uncut": lambda: minipar(*train("uncut", "--ranks", 2)),  # two ranks add alike on both engines
