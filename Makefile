@@ -22,7 +22,7 @@ lessons: .venv/installed-lessons
 check-lessons: .venv/installed-lessons .venv/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m lessons tests/lessons
 
-check-faults: .venv/installed-test
+check-faults: .venv/installed-lessons .venv/installed-test
 	$(BIN)/python -m pytest -m faults tests/faults tests/checkpoint
 
 parity: .venv/installed-parity

@@ -34,16 +34,17 @@ PASSED_ON = {
     signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM, signal.SIGQUIT: signal.SIGQUIT,
     signal.SIGHUP: signal.SIGTERM,
 }  # fmt: skip
-# A child of the launcher that waits at a pipe: it ends the job, $1 its process group, when the pipe just closes.
+# A child of the launcher that waits at a pipe: when that just closes it ends the job, $1 its process group, as
+# `end_job` does, with GRACE_SECONDS in between.
 GUARD = """
 IFS= read -r said
 [ "$said" = over ] && exit
-kill -TERM -- "-$1" 2>/dev/null
+kill -s TERM -- "-$1" 2>/dev/null
 for second in 1 2 3; do
     sleep 1
-    kill -0 -- "-$1" 2>/dev/null || exit
+    kill -s 0 -- "-$1" 2>/dev/null || exit
 done
-kill -KILL -- "-$1" 2>/dev/null
+kill -s KILL -- "-$1" 2>/dev/null
 """
 
 

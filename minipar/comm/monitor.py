@@ -10,7 +10,8 @@ anything is printed. The child holds that socket and the output pipes open as we
 that the proxy sees. The word is a directory per host and job: whoever renames it has it.
 
 Limits: on several hosts each host's first dead rank is named; the first line is the cause. A child process that
-a rank made by `fork` keeps the pipe open until it ends too.
+a rank made by `fork` keeps the pipe open until it ends too. If a rank's monitor is killed with it, one of the ranks
+that mpirun kills next is named in its stead.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A training run in which the last rank goes wrong in step 3: `python -m tests.faults.programs FAULT [SECONDS]`.
+"""A training run in which a rank goes wrong in step 3: `python -m tests.faults.programs FAULT GUILTY [SECONDS]`.
 
-Under mpirun the ranks are the job's; alone, two threads. It prints `ready` when the fault strikes. SECONDS is the
-time-out of the threads (MPI's is in its environment).
+GUILTY is that rank. Under mpirun the ranks are the job's; alone, two threads. It prints `ready` when the fault
+strikes. SECONDS is the time-out of the threads (MPI's is in its environment).
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from tests.faults.running import READY
 STEP = 3
 
 
-def strike(fault: str, comm: Communicator) -> None:
+def strike(fault: str, guilty_rank: int, comm: Communicator) -> None:
     """Do on every rank what makes up the fault: between the backward of a step and its optimizer."""
-    guilty, x = comm.rank == comm.size - 1, np.ones(4, np.float32)
+    guilty, x = comm.rank == guilty_rank, np.ones(4, np.float32)
+    if fault == "all_stopped":
+        comm.barrier()
     if guilty:
         print(READY, flush=True)
     if fault == "exception" and guilty:
@@ -37,7 +39,12 @@ def strike(fault: str, comm: Communicator) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "crashes" and guilty:
         os.kill(os.getpid(), signal.SIGSEGV)
-    if fault in ("hangs", "interrupted") and guilty:
+    if fault == "all_stopped" or (fault == "stopped" and guilty):  # none of its threads runs any more
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if fault == "interrupted" and guilty:  # by somebody who presses Ctrl-C twice
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        os.kill(os.getpid(), signal.SIGINT)
+    if fault == "hangs" and guilty:
         threading.Event().wait()
     if fault == "stuck":  # every rank waits where no Python code runs
         comm.recv((comm.rank + 1) % comm.size)
@@ -50,21 +57,22 @@ def strike(fault: str, comm: Communicator) -> None:
         first(x)
         then(x)
     if fault == "aborts" and guilty:
-        comm.recv(0)  # sent when rank 0 has called its all-reduce
+        for other in set(range(comm.size)) - {guilty_rank}:
+            comm.recv(other)  # sent when it has called its all-reduce
         comm.abort("had enough")
     elif fault == "aborts":
         comm.all_reduce_async(x)
-        comm.send(x, comm.size - 1)
+        comm.send(x, guilty_rank)
 
 
-def train(fault: str) -> None:
+def train(fault: str, guilty_rank: int) -> None:
     comm = world()
     made = job(comm, "gpt", dropout=0.0)
     ordinary = made.strategy.finish_gradients
 
     def finish_gradients() -> None:
         if made.steps_done == STEP - 1:
-            strike(fault, comm)
+            strike(fault, guilty_rank, comm)
         ordinary()
 
     made.strategy.finish_gradients = finish_gradients  # type: ignore[method-assign]
@@ -74,6 +82,6 @@ def train(fault: str) -> None:
 
 if __name__ == "__main__":
     if ranks_in_environment():
-        train(sys.argv[1])
+        train(sys.argv[1], int(sys.argv[2]))
     else:
-        launch(train, 2, sys.argv[1], timeout=float(sys.argv[2]))
+        launch(train, 2, sys.argv[1], int(sys.argv[2]), timeout=float(sys.argv[3]))

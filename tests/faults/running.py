@@ -6,6 +6,7 @@ the job is found wherever it has gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -20,12 +21,12 @@ from typing import NamedTuple
 
 import pytest
 
-from minipar.comm.launcher import available_cores, find_mpirun, is_open_mpi, job_environment
+from minipar.comm.launcher import find_mpirun, is_open_mpi, job_environment
 
 MARK = "MINIPAR_TEST_JOB"
 READY = "ready"  # what a program prints when the fault may strike
 GONE_SECONDS = 5.0  # that the last process of an ended job may take to disappear
-SLACK = 5.0  # seconds that a job may outlive its fault by, beyond the time-out
+SLACK = 5.0  # seconds that a job may outlive its fault by, beyond the time-out: these tests run one job at a time
 ROOT = Path(__file__).parents[2]
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -34,7 +35,7 @@ class Outcome(NamedTuple):
     """How a job ended.
 
     Attributes:
-        seconds: from the fault (or, if none was waited for, the start) to the end.
+        seconds: from the fault (or, if none was waited for, the start) to the end, or to the line `over`.
         orphans: command lines of processes that were still there afterwards.
     """
 
@@ -47,11 +48,6 @@ class Outcome(NamedTuple):
     def lines(self) -> list[str]:
         """Return what was said on standard error, mpirun's own words about Ctrl-C left out."""
         return [line for line in self.err.splitlines() if line.strip() and not line.startswith("[mpiexec@")]
-
-
-def slack() -> float:
-    """Return SLACK, longer in proportion on a machine that has more to do than cores to do it."""
-    return SLACK * max(1.0, os.getloadavg()[0] / available_cores())
 
 
 def with_mark(mark: str) -> dict[int, str]:
@@ -68,26 +64,44 @@ def with_mark(mark: str) -> dict[int, str]:
     return found
 
 
+def kill(mark: str) -> None:
+    """Kill every process that carries a job's mark."""
+    for pid in with_mark(mark):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, signal.SIGKILL)
+
+
 def left_of(mark: str) -> list[str]:
     """Return what is left of a job after it has had time to end; and end that."""
     deadline = time.monotonic() + GONE_SECONDS
     while (left := with_mark(mark)) and time.monotonic() < deadline:
         time.sleep(0.02)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+    kill(mark)
     return list(left.values())
 
 
 def run(
-    command: Sequence[str], number: int | None = None, limit: float = 60.0, ready: str = READY, **settings: str
+    command: Sequence[str],
+    number: int | None = None,
+    limit: float = 60.0,
+    ready: str = READY,
+    group: bool = False,
+    over: str | None = None,
+    **settings: str,
 ) -> Outcome:
     """Run a command; where a signal's `number` is given, send that to it once it has printed `ready`.
 
     It runs where this checkout is, so that the tests' own modules are found.
+
+    Args:
+        limit: seconds after which all processes of the job are killed.
+        group: send the signal to the command's process group, as a terminal does.
+        over: a line that the command prints when the job has ended, but not the command.
+        settings: environment variables.
     """
     mark = uuid.uuid4().hex
     inherited = {n: v for n, v in os.environ.items() if not n.startswith(("PMI", "MINIPAR", "OMPI"))}
-    inherited["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # several jobs share the cores
+    inherited["MPIR_CVAR_ENABLE_HEAVY_YIELD"] = "1"  # a job may have more ranks than there are cores
     start = time.monotonic()
     job = subprocess.Popen(
         command, cwd=ROOT, env={**inherited, **settings, MARK: mark}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -98,18 +112,20 @@ def run(
     err: list[str] = []
     reader = threading.Thread(target=lambda: err.append(job.stderr.read()))  # type: ignore[union-attr]
     reader.start()
-    killer = threading.Timer(limit, job.kill)
+    killer = threading.Timer(limit, kill, [mark])
     killer.start()
-    struck = False
+    struck, ended = False, None
     for line in job.stdout:
         said.append(line)
+        if line.strip() == over:
+            ended = time.monotonic()
         if ready in line and not struck:
             start, struck = time.monotonic(), True
             if number is not None:
-                job.send_signal(number)
+                os.killpg(job.pid, number) if group else job.send_signal(number)
     reader.join()
     code = job.wait()
-    seconds = time.monotonic() - start
+    seconds = (ended or time.monotonic()) - start
     killer.cancel()
     return Outcome(code, ANSI.sub("", "".join(said)), ANSI.sub("", "".join(err)), seconds, left_of(mark))
 

@@ -1,12 +1,11 @@
 """One rank of a training run goes wrong: the job ends, says which rank, at which step and why, and leaves nothing."""
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import re
 from typing import NamedTuple
 
 import pytest
 
-from tests.faults.running import Outcome, mpirun, needs_proc, python, slack
+from tests.faults.running import SLACK, mpirun, needs_proc, python
 
 pytestmark = [needs_proc, pytest.mark.mpi]
 TIMEOUT = 3.0  # seconds of a wait, for faults that only the time-out ends
@@ -14,67 +13,76 @@ PATIENT = 60.0  # for the others: they must not need it
 
 
 class Expected(NamedTuple):
-    """What a fault leads to; `said` on both engines, `mpi` and `threads` on one (None: not to be tested there)."""
+    """What a fault of one of two ranks leads to.
+
+    Attributes:
+        code: the job's.
+        cause: said on both engines, and `also`; {guilty} and {other} are the ranks.
+        mpi, threads: what more is said on that engine; None where the fault cannot be.
+        hangs: the job ends by the time-out only.
+        either: rank 0, the watchdog's hub, is at fault in its turn.
+    """
 
     code: int
-    said: tuple[str, ...]
+    cause: str
+    also: tuple[str, ...] = ()
     mpi: tuple[str, ...] | None = ()
     threads: tuple[str, ...] | None = ()
     hangs: bool = False
+    either: bool = False
 
 
-DIED = "rank 1 died in step 3, backward (killed by a signal, crashed in native code"
-HUNG = ("HangError", "rank 0 waits in ")
+HERE = "step 3, backward"
+DIED = "rank {guilty} died in step 3, backward (killed by a signal, crashed in native code"
+HUNG = ("HangError", "rank {other} waits in ")
 FAULTS = {
     "exception": Expected(
-        1, ("ZeroDivisionError: by the guilty rank", "rank 1, step 3, backward"), threads=("raised on rank 1",)
+        1, "ZeroDivisionError: by the guilty rank", (f"rank {{guilty}}, {HERE}",), threads=("raised on rank {guilty}",),
+        either=True,
     ),
-    "killed": Expected(9, (DIED,), threads=None),
-    "crashes": Expected(11, (DIED,), threads=None),
-    "exits": Expected(3, ("[rank 1, step 3, backward] sys.exit(3)",)),
-    "exits_well": Expected(1, (*HUNG, "rank 1 has finished"), hangs=True),
-    "hangs": Expected(1, (*HUNG, "rank 1 is not in a communication (step 3, backward)"), hangs=True),
-    "stuck": Expected(1, ("HangError", "waits in recv(source=0, tag=0) (step 3, backward)"), hangs=True),
+    "killed": Expected(9, DIED, threads=None, either=True),
+    "crashes": Expected(11, DIED, threads=None),
+    "interrupted": Expected(130, f"[rank {{guilty}}, {HERE}] interrupted", threads=None),
+    "exits": Expected(3, f"[rank {{guilty}}, {HERE}] sys.exit(3)", either=True),
+    "exits_well": Expected(1, "rank {guilty} has finished (step 3, backward)", HUNG, hangs=True, either=True),
+    "hangs": Expected(
+        1, "rank {guilty} is not in a communication (step 3, backward)", HUNG, hangs=True, either=True
+    ),
+    "stopped": Expected(1, "rank {guilty} does not answer", HUNG, threads=None, hangs=True, either=True),
+    "stuck": Expected(1, f"rank {{guilty}} waits in recv(source={{other}}, tag=0) ({HERE})", HUNG, hangs=True),
     "skipped": Expected(
-        1, ("HangError", "waits in all_reduce #", "last communications in world", "not called"), hangs=True
+        1, "rank {other} waits in all_reduce #", ("HangError", "last communications in world", "not called"), hangs=True
     ),
     "mismatched": Expected(
-        1, ("MismatchError", "float32", "float64", "differ in dtype", "where the ranks part", "step 3, backward")
+        1, "differ in dtype", ("MismatchError", "rank {guilty} called all_reduce #", "float64", "where the ranks part")
     ),
-    "reordered": Expected(1, ("MismatchError", "differ in operation", "where the ranks part", "step 3, backward")),
-    "aborts": Expected(1, ("rank 1, step 3, backward: aborted: had enough", "where the ranks part")),
-}
+    "reordered": Expected(
+        1, "differ in operation", ("MismatchError", "rank {guilty} called broadcast #", "where the ranks part")
+    ),
+    "aborts": Expected(1, f"rank {{guilty}}, {HERE}: aborted: had enough", ("where the ranks part",)),
+}  # fmt: skip
 CASES = [
-    pytest.param(engine, fault, id=f"{engine}-{fault}")
+    pytest.param(engine, fault, guilty, id=f"{engine}-{fault}-{guilty}")
     for engine in ("mpi", "threads")
     for fault, expected in FAULTS.items()
+    for guilty in ((0, 1) if expected.either else (1,))
     if getattr(expected, engine) is not None
 ]
 
 
-@pytest.fixture(scope="module")
-def jobs() -> Iterator[dict[tuple[str, str], Future[Outcome]]]:
-    """All faults, started ahead and three at a time: most of a job is waiting."""
-    with ThreadPoolExecutor(3) as pool:
-
-        def start(engine: str, fault: str) -> Future[Outcome]:
-            timeout = str(TIMEOUT if FAULTS[fault].hangs else PATIENT)
-            if engine == "mpi":
-                return pool.submit(mpirun, 2, "tests.faults.programs", fault, MINIPAR_TIMEOUT=timeout)
-            return pool.submit(python, "tests.faults.programs", fault, timeout)
-
-        yield {case.values: start(*case.values) for case in CASES}  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(("engine", "fault"), CASES)
-def test_a_fault_ends_the_job_and_is_named(
-    engine: str, fault: str, jobs: dict[tuple[str, str], Future[Outcome]]
-) -> None:
-    job, expected = jobs[engine, fault].result(), FAULTS[fault]
+@pytest.mark.parametrize(("engine", "fault", "guilty"), CASES)
+def test_a_fault_ends_the_job_and_is_named(engine: str, fault: str, guilty: int) -> None:
+    expected = FAULTS[fault]
+    timeout = str(TIMEOUT if expected.hangs else PATIENT)
+    if engine == "mpi":
+        job = mpirun(2, "tests.faults.programs", fault, str(guilty), MINIPAR_TIMEOUT=timeout)
+    else:
+        job = python("tests.faults.programs", fault, guilty, timeout)
     assert job.code == expected.code, job
-    for text in (*expected.said, *getattr(expected, engine)):
-        assert text in job.err, job.err
-    assert job.seconds < (TIMEOUT if expected.hangs else 0) + slack()
+    for text in (expected.cause, *expected.also, *getattr(expected, engine)):
+        assert text.format(guilty=guilty, other=1 - guilty) in job.err, job.err
+    assert re.search(rf"\brank {guilty}\b", job.err) and HERE in job.err, job.err
+    assert job.seconds < (TIMEOUT if expected.hangs else 0) + SLACK
     assert not job.orphans
     if engine == "mpi" and fault != "exception":
         assert "Traceback" not in job.err, job.err

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import NamedTuple
 import pytest
 
 from minipar.comm.launcher import find_mpirun, is_open_mpi
-from tests.faults.running import Outcome, needs_proc, python_command, run
+from tests.faults.running import SLACK, Outcome, needs_proc, python_command, run
 
 NETWORK = "10.211.77"
 WRAPPER = """#!/bin/sh
-# Stands for ssh: drop its options, find the namespace of the host, run the rest there.
+# Stands for ssh: drop its options, find the namespace of the host, run the rest there, where no signal to the
+# process group here arrives.
 while [ "${{1#-}}" != "$1" ]; do shift; done
 case $1 in {network}.1) host={one} ;; *) host={two} ;; esac
 shift
-exec ip netns exec $host sh -c "$*"
+exec setsid -w ip netns exec $host sh -c "$*"
 """
 SCRIPT = """
 import os, signal, subprocess, sys
@@ -37,6 +39,10 @@ comm.barrier()
 if sys.argv[1] == "killed" and comm.rank == 1:
     print("ready", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "stuck":
+    if comm.rank == 1:
+        print("ready", flush=True)
+    comm.recv(1 - comm.rank)
 comm.barrier()
 """
 
@@ -49,10 +55,10 @@ class Hosts(NamedTuple):
     script: Path
     settings: dict[str, str]
 
-    def run(self, what: str) -> Outcome:
-        """Run the script from the first host, whence mpirun reaches both."""
+    def run(self, what: str, number: int | None = None) -> Outcome:
+        """Run the script from the first host, whence mpirun reaches both; a signal's `number` is the launcher's."""
         command = python_command("minipar", "run", "-n", 2, "--hostfile", self.file, self.script, what)
-        return run(["ip", "netns", "exec", self.names[0], *command], limit=100, **self.settings)
+        return run(["ip", "netns", "exec", self.names[0], *command], number, limit=100, **self.settings)
 
 
 def ip(*words: str) -> None:
@@ -108,3 +114,12 @@ def test_a_rank_killed_on_the_other_host_is_named(hosts: Hosts) -> None:
     assert job.code != 0 and not job.orphans, job
     named = [line for line in job.err.splitlines() if " died " in line]
     assert named and named[0].startswith("minipar: rank 1 died in step 7, forward (killed by a signal"), job.err
+    assert job.seconds < SLACK
+
+
+@pytest.mark.parametrize(("number", "code"), ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)))
+def test_signals_to_the_launcher_end_the_ranks_on_both_hosts(number: int, code: int, hosts: Hosts) -> None:
+    job = hosts.run("stuck", number)
+    assert job.code == code and job.seconds < SLACK and not job.orphans, job
+    how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"  # which comes of a killed launcher, too
+    assert job.lines() == [f"[rank 0, step 7, forward] {how}"], job.err

@@ -4,7 +4,9 @@ from tests.mutations.fault import Fault
 
 MONITOR = "tests/comm/test_comm_monitor.py"
 FLIGHT = "tests/comm/test_comm_flight.py"
+LINES = "tests/comm/test_comm_lines.py"
 SIGNALS = "tests/faults/test_signals.py"
+RANKS = "tests/faults/test_ranks.py"
 POLICY = "tests/amp/test_policy_resume.py"
 
 FAULTS: list[Fault] = [
@@ -67,9 +69,58 @@ FAULTS: list[Fault] = [
     Fault(
         "faults: what a rank has forgotten counts as not called",
         "minipar/comm/flight.py",
-        "first = max(min(calls) for calls in known)",
-        "first = min(min(calls) for calls in known)",
+        "first = max(number if text",
+        "first = min(number if text",
         f"{FLIGHT}::test_what_one_rank_has_forgotten_is_no_difference",
+    ),
+    Fault(
+        "faults: a group that has dropped out of a record counts as never called",
+        "minipar/comm/flight.py",
+        "return forgotten + record",
+        "return record",
+        f"{FLIGHT}::test_the_last_number_of_a_forgotten_group_is_kept",
+    ),
+    Fault(
+        "faults: the last number of a forgotten group counts as remembered",
+        "minipar/comm/flight.py",
+        "number if text else number + 1 for",
+        "number for",
+        f"{FLIGHT}::test_what_has_dropped_out_of_a_record_is_not_taken_for_never_called",
+    ),
+    Fault(
+        "faults: whoever answers at rank 0's port is taken for it",
+        "minipar/comm/lines.py",
+        "if secrets.compare_digest(answer, words[1].encode()):",
+        "if answer:",
+        f"{LINES}::test_a_stranger_at_rank_0s_port_is_not_taken_for_it",
+    ),
+    Fault(
+        "faults: a rank waits for ever for a rank 0 that does not react",
+        "minipar/comm/watchdog.py",
+        "        if self._overdue is None or self._overdue[0] is not call:\n",
+        "        if self._overdue is None or self._overdue[0] is call:\n",
+        f"{LINES}::test_a_hang_ends_even_if_rank_0_does_not_react",
+    ),
+    Fault(
+        "faults: a rank that has finished is named without its step",
+        "minipar/comm/guard.py",
+        'return f"has finished{where}{last}"',
+        'return f"has finished{last}"',
+        f"'{RANKS}::test_a_fault_ends_the_job_and_is_named[threads-exits_well-0]'",
+    ),
+    Fault(
+        "faults: a killed launcher's job goes on",
+        "minipar/comm/launcher.py",
+        '[ "$said" = over ] && exit\n',
+        "exit\n",
+        f"'{SIGNALS}::test_ranks_that_react_to_nothing_end_with_their_launcher'",
+    ),
+    Fault(
+        "faults: a closed terminal leaves the job behind",
+        "minipar/comm/launcher.py",
+        "    signal.SIGHUP: signal.SIGTERM,\n",
+        "    signal.SIGHUP: signal.SIGCONT,\n",
+        f"'{SIGNALS}::test_sigterm_finishes_the_step_saves_and_exits_well[terminal closed]'",
     ),
     Fault(
         "faults: a mismatch goes without its record",
