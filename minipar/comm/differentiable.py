@@ -71,12 +71,12 @@ class Lent(Tensor):
         self.hooks = ()
         self._maker = copy._maker
 
-    @property  # type: ignore[override]
-    def data(self) -> Array:
+    @property
+    def data(self) -> Array:  # type: ignore[override]
         return self.parameter.data
 
-    @property  # type: ignore[override]
-    def version(self) -> int:
+    @property
+    def version(self) -> int:  # type: ignore[override]
         return self.parameter.version
 
     @property
