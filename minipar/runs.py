@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from minipar.backend import Array
+from minipar.backend import Array, to_host
 from minipar.checkpoint.shard_file import data_of, header, mapped
 from minipar.config import TrainConfig
 from minipar.data import Vocabulary
@@ -105,10 +104,8 @@ def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 def save_weights(model: Model, path: Path) -> None:
     """Write a model's weights as safetensors; a GPT's in GPT-2's layout."""
-    if isinstance(model, GPT):
-        gpt2.save(model, path)
-    else:
-        save_file(model.state_dict(), path)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    write_weights(model, tensors[0][1].dtype, ((name, to_host(t.data)) for name, t in tensors), path)
 
 
 def write_weights(model: Model, dtype: Any, tensors: Iterable[tuple[str, Array]], path: Path) -> None:
