@@ -24,7 +24,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from minipar.amp import PrecisionPolicy
-from minipar.backend import Array
+from minipar.backend import Array, to_host
 from minipar.checkpoint.shard_file import data_of, header, mapped
 from minipar.comm.guard import numbered
 from minipar.config import TrainConfig
@@ -189,8 +189,8 @@ def save_weights(model: Model, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    state = model.state_dict()
-    write_weights(model, next(iter(state.values())).dtype, state.items(), path)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    write_weights(model, tensors[0][1].dtype, ((name, to_host(t.data)) for name, t in tensors), path)
 
 
 def read_history(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

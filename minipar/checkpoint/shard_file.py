@@ -89,8 +89,8 @@ def write_shard(path: Path, tensors: Mapping[str, Array], about: Mapping[str, st
     """
     begin, _ = header({key: (array.shape, array.dtype.name) for key, array in tensors.items()}, about)
     digest, size = hashlib.sha256(), 0
+    pieces: Iterator[bytes | memoryview] = itertools.chain([begin], map(data_of, tensors.values()))
     with path.open("xb") as file:
-        pieces: Iterator[bytes | memoryview] = itertools.chain([begin], map(data_of, tensors.values()))
         for piece in pieces:
             size += file.write(piece)
             digest.update(piece)

@@ -211,7 +211,7 @@ def capped(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
 def test_a_model_that_cannot_be_allocated_on_one_rank_trains_on_four(tmp_path: Path) -> None:
     """By the command, from initialisation to the weights' file; the parameters alone are above the cap."""
     few = idx_folder(tmp_path / "few")
-    one, four = ([*command, "--data", str(few)] for command in readme_commands())
+    one, four = ([*command, "--data", str(few), "--steps", "1"] for command in readme_commands())
     cap = int(one[one.index(CAPPED) + 1]) * 2**20
     alone = capped(one, tmp_path)
     assert alone.returncode == 1 and "minipar: out of memory: " in alone.stderr, alone.stdout + alone.stderr
