@@ -54,8 +54,12 @@ def data_of(size: Size, rank: int, ranks: int) -> tuple[Any, Any]:
     return rng.standard_normal(shape, np.float32), rng.integers(0, CLASSES, rows)
 
 
-def ours(**size: Any) -> Step:
-    """minipar's step; with several ranks data parallel."""
+def ours(apart: bool = False, **size: Any) -> Step:
+    """minipar's step; with several ranks data parallel.
+
+    Args:
+        apart: each rank trains a model of its own, without a message: what the machine itself allows.
+    """
     import minipar
     from minipar import Tensor, optim
     from minipar.backend import keep_freed_memory
@@ -70,7 +74,7 @@ def ours(**size: Any) -> Step:
         "convnet": lambda: ConvNet(ConvNetConfig(3, 32, CLASSES, s.width, s.layers)),
     }[s.model]()
     model.materialize(seed=0)
-    run = DataParallel(model, comm) if comm.size > 1 else model
+    run = DataParallel(model, comm) if comm.size > 1 and not apart else model
     optimizer = optim.AdamW(model.parameters(), lr=1e-3)
     x, y = data_of(s, comm.rank, comm.size)
     targets = y.size * comm.size
