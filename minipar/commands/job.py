@@ -67,7 +67,7 @@ def run_training(
         say(screen, {
             "model": f"{config.model}, {n:,} parameters, {precision_of(config)}",
             "data": f"{job.data.info['name']}, {len(job.data.train):,} training samples",
-            "ranks": f"{comm.size}" + (f", {job.layout()}" if job.layout() else ""),
+            "ranks": ranks_of(job),
             **start,
         })  # fmt: skip
     if comm.size > 1:
@@ -153,6 +153,11 @@ def sample_prompt(data: Data) -> str:
     return vocabulary.decode(first[0][: len(usual)])
 
 
+def ranks_of(job: Job) -> str:
+    """Return how many ranks there are and how they work together, in words."""
+    return f"{job.comm.size}" + (f", {job.layout()}" if job.layout() else "")
+
+
 def show_layout(job: Job, writer: RunWriter | None) -> None:
     """Print the mesh, a partition's table and the bytes of parameters by rank; rank 0 writes the rest down.
 
@@ -176,7 +181,7 @@ def facts_of(job: Job) -> dict[str, Any]:
     config = job.config
     stages = config.pp > 1
     return {
-        "run": f"{config.model} on {job.comm.size} ranks" + (f", {job.layout()}" if job.layout() else ""),
+        "run": f"{config.model} on ranks {ranks_of(job)}",
         "cores": available_cores(),
         "microbatches": (config.microbatches or 2 * config.pp) if stages else None,
         "schedule": (config.schedule or "1f1b") if stages else None,
