@@ -73,7 +73,7 @@ def run_training(
         say(screen, {
             "model": f"{config.model}, {n:,} parameters, {precision_of(config)}",
             "data": f"{job.data.info['name']}, {len(job.data.train):,} training samples",
-            "ranks": f"{comm.size}" + (f", {job.layout()}" if job.layout() else ""),
+            "ranks": ranks_of(job),
             **start,
         })  # fmt: skip
     if comm.size > 1:
@@ -192,6 +192,11 @@ def sample_prompt(data: Data) -> str:
     return vocabulary.decode(first[0][: len(usual)])
 
 
+def ranks_of(job: Job) -> str:
+    """Return how many ranks there are and how they work together, in words."""
+    return f"{job.comm.size}" + (f", {job.layout()}" if job.layout() else "")
+
+
 def show_layout(job: Job, writer: RunWriter | None) -> None:
     """Print the mesh, a partition's table and the bytes of parameters by rank; rank 0 writes the rest down.
 
@@ -211,8 +216,8 @@ def show_layout(job: Job, writer: RunWriter | None) -> None:
 
 
 def run_text(job: Job) -> str:
-    """Return what ran in a line: "gpt on 4 ranks, dp 2, tp 2"."""
-    return ", ".join(filter(None, (f"{job.config.model} on {job.comm.size} ranks", job.layout())))
+    """Return what ran in a line: "gpt on ranks 4, dp 2 × tp 2"."""
+    return f"{job.config.model} on ranks {ranks_of(job)}"
 
 
 def facts_of(job: Job) -> dict[str, Any]:
