@@ -8,7 +8,8 @@ from minipar import random
 from minipar.errors import DataError, UsageError
 from minipar.gradcheck import gradcheck
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, generate
-from minipar.models.gpt2_weights import load, save
+from minipar.models.gpt2_weights import load
+from minipar.runs import save_weights
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
 
@@ -141,7 +142,7 @@ def test_tied_and_untied_parameters():
 def test_gpt2_layout_round_trip(tmp_path, tied):
     model = gpt(tied).materialize(0)
     path = tmp_path / "model.safetensors"
-    save(model, path)
+    save_weights(model, path)
     stored = load_file(path)
     assert stored["h.0.attn.c_attn.weight"].shape == (8, 24) and stored["h.0.mlp.c_fc.weight"].shape == (
         8,
@@ -183,7 +184,7 @@ def test_bad_weight_files(tmp_path):
     path = tmp_path / "w.safetensors"
     with pytest.raises(UsageError, match=r"w\.safetensors do not exist"):
         load(path, 2)
-    save(gpt().materialize(0), path)
+    save_weights(gpt().materialize(0), path)
     with pytest.raises(UsageError, match="3 heads do not divide width 8"):
         load(path, 3)
     whole = path.read_bytes()
