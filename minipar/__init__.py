@@ -9,7 +9,8 @@ importing only from those above it in this list:
     2  nn, recompute, optim, flat, amp, data, models
     3  comm, agreement                   communicators on threads and MPI, textbook collectives
     4  mesh, parallel, checkpoint        the kinds of parallelism, and `distribute`, which composes them
-    5  config, layouts, plot, timeline, training, stopping, resume, runs, verification; traces, planner, grading, doctor
+    5  config, layouts, plot, timeline, training, stopping, resume, weights, runs, verification; traces,
+       planner, grading, doctor
     6  commands, cli                     the `minipar` command
 """
 

@@ -21,11 +21,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
-
 from minipar.amp import PrecisionPolicy
-from minipar.backend import Array, to_host
-from minipar.checkpoint.shard_file import data_of, header, mapped
+from minipar.backend import Array
 from minipar.comm.guard import numbered
 from minipar.config import TrainConfig
 from minipar.data import Vocabulary
@@ -35,6 +32,7 @@ from minipar.models import GPT, Model
 from minipar.models import gpt2_weights as gpt2
 from minipar.plot import loss_curves, partition_bars, precision_histograms
 from minipar.training import Job, StepRecord, build_model
+from minipar.weights import write_weights
 
 WEIGHTS = "model.safetensors"
 
@@ -183,16 +181,6 @@ def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
     return lines
 
 
-def save_weights(model: Model, path: Path) -> None:
-    """Write a model's weights as safetensors; a GPT's in GPT-2's layout. `path` is whole, or as it was before.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    write_weights(model, tensors[0][1].dtype, ((name, to_host(t.data)) for name, t in tensors), path)
-
-
 def read_history(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return what a run's config.json says, and its steps' lines; of a run that is going on those there are.
 
@@ -217,43 +205,6 @@ def no_run(directory: Path) -> str:
     """Return the line that says that a directory holds no run."""
     path = directory / "config.json"
     return f"{directory} holds no run: {path} does not exist; make one with minipar train --out {directory}"
-
-
-def write_weights(model: Model, dtype: Any, tensors: Iterable[tuple[str, Array]], path: Path) -> None:
-    """Write a model's weights as `save_weights` does, one tensor after the other, as they come.
-
-    So the model need not fit this rank: no more than one tensor of it is here at a time. The file gets its
-    name once it is whole.
-
-    Args:
-        model: for names and shapes; it needs no values.
-        dtype: of all tensors.
-        tensors: (name, array), each of the model's once, in any order.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    turned = gpt2.turned if isinstance(model, GPT) else lambda name, value: value
-    shapes = {name: p.global_shape for name, p in model.named_parameters()}
-    shapes |= {name: b.shape for name, b in model.named_buffers()}
-    facts = {name: (turned(name, np.broadcast_to(0, shape)).shape, str(dtype)) for name, shape in shapes.items()}
-    begin, starts = header(facts, {})
-    with replacing(path) as partial, partial.open("wb") as file:
-        file.write(begin)
-        for name, array in tensors:
-            file.seek(starts.pop(name))
-            file.write(data_of(turned(name, array.astype(dtype, copy=False))))
-        assert not starts, f"no values for {', '.join(starts)}"
-
-
-def written_model(job: Job, directory: Path) -> Model:
-    """Return the serial model of a run that has just finished, its weights read from the file as they are used."""
-    model = build_model(job.config, job.data.info)
-    model.assign_paths()
-    tensors = mapped(directory / WEIGHTS)
-    for name, t in [*model.named_parameters(), *model.named_buffers()]:
-        t.data = gpt2.turned(name, tensors[name]) if isinstance(model, GPT) else tensors[name]
-    return model
 
 
 def load_run(directory: Path) -> tuple[Model, TrainConfig, Vocabulary | None]:

@@ -9,9 +9,9 @@ from minipar.errors import DataError, UsageError
 from minipar.gradcheck import gradcheck
 from minipar.models import GPT, MLP, ConvNet, ConvNetConfig, GPTConfig, MLPConfig, generate
 from minipar.models.gpt2_weights import load
-from minipar.runs import save_weights
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
+from minipar.weights import save_weights
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((4, 3, 9, 9))

@@ -98,7 +98,7 @@ def export(
     from minipar.checkpoint import newest, open_checkpoint
     from minipar.commands.report import console
     from minipar.resume import saved_model
-    from minipar.runs import save_weights
+    from minipar.weights import save_weights
 
     def write() -> Path:
         path = newest(directory)

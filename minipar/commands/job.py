@@ -23,12 +23,13 @@ from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest
 from minipar.plot import memory_bars
 from minipar.resume import Saving, check_can_save
-from minipar.runs import WEIGHTS, RunWriter, written_model
+from minipar.runs import WEIGHTS, RunWriter
 from minipar.stopping import StopRequest
 from minipar.trace import recording
 from minipar.traces.record import RunRecorder
 from minipar.training import Job, fitting_axes
 from minipar.verification import verify
+from minipar.weights import written_model
 
 MEMORY = "memory.png"
 
@@ -123,7 +124,7 @@ def run_training(
             prompt = sample_prompt(job.data)
             screen.print(
                 continue_text(
-                    written_model(job, out), job.data.vocabulary, prompt, 300, 0.8, None, config.seed
+                    written_model(job, out / WEIGHTS), job.data.vocabulary, prompt, 300, 0.8, None, config.seed
                 ),
                 markup=False,
             )

@@ -15,9 +15,10 @@ from minipar.data import Data, load
 from minipar.errors import UsageError
 from minipar.models.gpt2_weights import to_gpt2
 from minipar.parallel.strategies.strategy import Strategy
-from minipar.runs import WEIGHTS, write_weights, written_model
+from minipar.runs import WEIGHTS
 from minipar.training import Job, StepRecord
 from minipar.verification import Fewer
+from minipar.weights import write_weights, written_model
 
 
 @functools.cache
@@ -110,7 +111,7 @@ def test_weights_are_written_tensor_by_tensor_as_the_serial_model_writes_them(
             deque(made.strategy.tensors(), maxlen=0)
             return
         write_weights(made.model, "float64", made.strategy.tensors(), tmp_path / WEIGHTS)
-        mapped = written_model(made, tmp_path)
+        mapped = written_model(made, tmp_path / WEIGHTS)
         for name, value in mapped.state_dict().items():
             assert np.array_equal(value, state[name]), name
 
