@@ -26,7 +26,7 @@ class Message:
     """A collective of tensor parallelism: operation, elements of the whole vector, and the pass it is in.
 
     Attributes:
-        low: in mixed precision it is of the products' precision; else of float32.
+        low: in mixed precision it is of the products' precision; else, as every sum, of float32.
     """
 
     operation: str
@@ -256,7 +256,7 @@ def mlp_blocks(
             sums.append(Message("all_reduce", samples * outputs, "forward"))
         elif tp > 1:
             if i:
-                sums.append(Message("all_reduce", samples * inputs, "backward", low=True))
+                sums.append(Message("all_reduce", samples * inputs, "backward"))
             if last:
                 sums.append(Message("all_gather", samples * outputs, "forward", low=True))
         after = work.cross_entropy(samples, outputs) if last else work.relu(samples * here_out)

@@ -149,7 +149,7 @@ def test_a_run_that_does_not_fit_is_one_line(steps: int, name: str, tmp_path: Pa
     with room(6000):
         refused = minipar("train", "gpt", *SMALL["gpt"], "--steps", steps, "--ranks", 2, "--out", tmp_path)
     assert_one_line(refused, 1, f"{tmp_path / name} cannot be written after step ", "File too large", "rank 0 of 2")
-    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "config.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "config.json", "layout.txt"}
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["step"] == 1 and (len(lines) == 2 or 20 < len(lines) < 60)
 
