@@ -23,7 +23,7 @@ check-lessons: .venv/installed-lessons .venv/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m lessons tests/lessons
 
 check-faults: .venv/installed-lessons .venv/installed-test
-	$(BIN)/python -m pytest -m faults tests/faults tests/checkpoint
+	$(BIN)/python -m pytest -m faults
 
 parity: .venv/installed-parity
 	$(BIN)/python -m pytest -m 'parity or benchmarks'

@@ -10,11 +10,13 @@ goal is a difference of at most 1 %. Before that it trains a model whose gradien
 smallest number, without and with a loss scale, and draws the three curves into `--out`.
 
 The GPT's loss scale is fixed by default, so that both runs take the same steps. An adapted one, started at
-65536, skips a step of this model, and a run with a step less is another run: measured after 300 steps
+65536, can skip a step of this model, and a run with a step less is another run: measured after 300 steps
 (seed 0), float32 1.842 nats, fp16 with a fixed scale 1.841, fp16 with an adapted scale and one step skipped
-1.862, and float32 with its first step left out 1.829. So one seed says nothing about an adapted scale: a step
+1.861, and float32 with its first step left out 1.829. So one seed says nothing about an adapted scale: a step
 more or less moves the loss by about 1 % either way, in float32 too. There the goal is judged on the mean over
-several seeds, beside float32's own spread from seed to seed.
+several seeds, beside float32's own spread from seed to seed. Measured on 2026-11-25 over seeds 0, 1 and 2:
++1.06 % (one step skipped), +0.04 % and -0.00 % (none skipped), +0.37 % in the mean; float32's own standard
+deviation from seed to seed is 0.35 %.
 """
 
 from __future__ import annotations

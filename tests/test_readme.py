@@ -71,8 +71,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("readme")
 
 
+def case(command: str) -> object:
+    """What measures the machine takes most of a minute, and runs with the benchmarks."""
+    return pytest.param(command, marks=pytest.mark.benchmarks) if command == "minipar calibrate" else command
+
+
 @pytest.mark.mpi
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", map(case, commands()))
 def test_command(command: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
     monkeypatch.setenv("XDG_STATE_HOME", str(directory))  # where points are kept

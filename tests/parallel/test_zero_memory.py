@@ -206,7 +206,7 @@ def capped(words: list[str], place: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.mpi
+@pytest.mark.faults
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the cap is measured in Linux's /proc")
 def test_a_model_that_cannot_be_allocated_on_one_rank_trains_on_four(tmp_path: Path) -> None:
     """By the command, from initialisation to the weights' file; the parameters alone are above the cap."""

@@ -237,7 +237,9 @@ def test_calibration_gives_every_rank_the_same_machine(tmp_path, monkeypatch: py
     report(first, 2)
 
 
-def test_what_single_operations_do_not_tell_is_measured_in_whole_steps() -> None:
+def test_what_single_operations_do_not_tell_is_measured_in_whole_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"BUILDS": 2, "TURNS": 1, "TURN": 0.0}.items():
+        monkeypatch.setattr(calibration, name, value)
     found = launch(lambda: calibration.measure_steps(world(), MEASURED, "float32"), 2)
     assert found[0] == found[1] != MEASURED.measured
     assert found[0].step >= 0 and set(found[0].context) == set(found[0].reference) == {"mlp", "convnet", "gpt"}
