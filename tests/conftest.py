@@ -7,12 +7,14 @@ from threadpoolctl import threadpool_limits
 
 
 def pytest_configure():
-    """Hear Ctrl-C, and let started programs hear it, where the shell that started the tests has turned it off.
+    """Hear Ctrl-C and a closing terminal, and let started programs hear them, where they have been turned off.
 
-    A shell does so for what it puts into the background, and what is ignored stays ignored in every child.
+    A shell does so for what it puts into the background, nohup too; what is ignored stays ignored in every child.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
