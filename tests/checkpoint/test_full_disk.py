@@ -29,7 +29,7 @@ exit $code
     ("size", "steps", "name"), (("16k", 2, "model.safetensors"), ("40k", 2, "loss.png"), ("16k", 300, "metrics.jsonl"))
 )
 def test_the_run_ends_with_one_line(size: str, steps: int, name: str, engine: str, tmp_path: Path) -> None:
-    """Settings, layout and metrics of two steps take three or four pages of 4 kB, the weights five, the picture more."""
+    """Settings, layout and metrics of two steps take three or four pages of 4 kB, weights five, the picture more."""
     text = SCRIPT.format(
         size=size, place=tmp_path, python=sys.executable, command=COMMANDS[engine], small=SMALL, steps=steps
     )
