@@ -77,7 +77,7 @@ def case(command: str) -> object:
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("command", map(case, commands()))
+@pytest.mark.parametrize("command", [case(command) for command in commands()])
 def test_command(command: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(directory)
     monkeypatch.setenv("XDG_STATE_HOME", str(directory))  # where points are kept
