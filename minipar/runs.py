@@ -181,6 +181,23 @@ def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
     return lines
 
 
+@contextlib.contextmanager
+def facts_of_run(directory: Path) -> Iterator[dict[str, Any]]:
+    """Give what a run's config.json says; what the block finds missing or wrong in it is a DataError.
+
+    Raises:
+        UsageError: the directory holds no run.
+        DataError: names the file.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UsageError(no_run(directory))
+    try:
+        yield json.loads(path.read_text())
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+
+
 def read_history(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return what a run's config.json says, and its steps' lines; of a run that is going on those there are.
 
@@ -188,16 +205,10 @@ def read_history(directory: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
         UsageError: the directory holds no run.
         DataError: a file in it is damaged.
     """
-    path = directory / "config.json"
-    if not path.is_file():
-        raise UsageError(no_run(directory))
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text())
+    with facts_of_run(directory) as facts:
         TrainConfig(**facts["config"])
         lines = metrics_until(directory / "metrics.jsonl", sys.maxsize)
         _ = facts["ranks"], facts["validation"], [(line["loss"], line["samples_per_s"]) for line in lines]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
     return facts, lines
 
 
@@ -214,16 +225,10 @@ def load_run(directory: Path) -> tuple[Model, TrainConfig, Vocabulary | None]:
         UsageError: the directory holds no finished run.
         DataError: a file in it is damaged.
     """
-    path = directory / "config.json"
-    if not path.is_file():
-        raise UsageError(no_run(directory))
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text())
+    with facts_of_run(directory) as facts:
         config = TrainConfig(**facts["config"])
         vocabulary = Vocabulary.from_dict(facts["vocabulary"]) if facts["vocabulary"] else None
         model = build_model(config, facts["data"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
     state = gpt2.read_safetensors(directory / WEIGHTS)
     model.assign_paths()
     model.load_state_dict(gpt2.from_gpt2(state) if isinstance(model, GPT) else state)
