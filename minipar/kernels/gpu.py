@@ -1,6 +1,6 @@
 """The kernels for CuPy arrays: fused where a formula would make many passes over memory, else plain.
 
-The CUDA code is in gpu_source; here are the calls. What differs from the CPU:
+The CUDA code is in gpu_source, convolution in gpu_conv; here are the other calls. What differs from the CPU:
 
 - Two-byte floats go to cuBLAS as they are (gpu_blas): it multiplies them on tensor cores and adds up in float32,
   rounding once.
@@ -12,7 +12,6 @@ None of this has run on a GPU yet: tests/gpu is there to be run on one.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -22,16 +21,14 @@ from minipar.backend import device_module
 from minipar.kernels import plain
 from minipar.kernels.common import Array, check_attention, rows, work_dtype
 from minipar.kernels.gpu_blas import matmul
-from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, SUMS
+from minipar.kernels.gpu_conv import conv2d, conv2d_backward_input, conv2d_backward_weight
+from minipar.kernels.gpu_launch import reduce, run
 from minipar.kernels.plain import (
     avg_pool2d,
     avg_pool2d_backward,
     bias_add_,
     col2im,
-    conv2d,
     conv2d_backward_bias,
-    conv2d_backward_input,
-    conv2d_backward_weight,
     embedding_backward,
     group_norm,
     group_norm_backward,
@@ -57,57 +54,27 @@ __all__ = [
     "softmax", "softmax_backward", "splitmix64",
 ]  # fmt: skip
 
-C_NAMES = {"float32": "float", "float64": "double"}
-
-
-@functools.cache
-def _elementwise(name: str, work: str) -> Any:
-    """Return a kernel of gpu_source for a working precision; CuPy compiles it at its first call."""
-    source, cupy = ELEMENTWISE[name], device_module("cuda")
-    inputs, outputs = (text.format(W=work) for text in (source.inputs, source.outputs))
-    preamble = PREAMBLE % {"work": C_NAMES[work]}
-    return cupy.ElementwiseKernel(inputs, outputs, source.code, f"minipar_{name}_{work}", preamble=preamble)
-
-
-@functools.cache
-def _reduction(name: str, work: str) -> Any:
-    source, cupy = SUMS[name], device_module("cuda")
-    return cupy.ReductionKernel(
-        source.inputs.format(W=work), f"{work} out", source.term, source.reduce, "out = a", source.identity,
-        f"minipar_{name}_{work}", reduce_type=C_NAMES[work], preamble=PREAMBLE % {"work": C_NAMES[work]},
-    )  # fmt: skip
-
-
-def _run(name: str, like: Array, *arguments: Any) -> Any:
-    """Call an elementwise kernel in the working precision of `like`."""
-    return _elementwise(name, work_dtype(like.dtype).name)(*arguments)
-
-
-def _sum(name: str, like: Array, *arguments: Any, axis: int) -> Array:
-    """Call a reduction in the working precision of `like`; the axis stays, with length 1."""
-    return _reduction(name, work_dtype(like.dtype).name)(*arguments, axis=axis, keepdims=True)
-
 
 # ---- activations and norms ---------------------------------------------------------------------------
 
 
 def gelu(x: Array, approximate: str = "tanh") -> Array:
     """See plain.gelu."""
-    return _run("gelu_exact" if approximate == "none" else "gelu", x, x)
+    return run("gelu_exact" if approximate == "none" else "gelu", x, x)
 
 
 def gelu_backward(g: Array, x: Array, y: Array, approximate: str = "tanh") -> Array:
     """See plain.gelu_backward. `y` is not used: arithmetic costs a GPU less than reading another array."""
-    return _run("gelu_exact_backward" if approximate == "none" else "gelu_backward", x, g, x)
+    return run("gelu_exact_backward" if approximate == "none" else "gelu_backward", x, g, x)
 
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """See plain.layer_norm. Three passes over x: mean, variance of the centred rows, result."""
     if weight is None or bias is None or x.size == 0:
         return plain.layer_norm(x, weight, bias, eps)
-    mean = _sum("sum", x, x, axis=-1) / x.shape[-1]
-    rstd = _run("inverse_root", x, _sum("squares", x, x, mean, axis=-1), x.shape[-1], eps)
-    return _run("normalise_scaled", x, x, mean, rstd, weight, bias), mean, rstd
+    mean = reduce("sum", x, x, axis=-1) / x.shape[-1]
+    rstd = run("inverse_root", x, reduce("squares", x, x, mean, axis=-1), x.shape[-1], eps)
+    return run("normalise_scaled", x, x, mean, rstd, weight, bias), mean, rstd
 
 
 def layer_norm_backward(
@@ -116,11 +83,11 @@ def layer_norm_backward(
     """See plain.layer_norm_backward."""
     if weight is None or x.size == 0:
         return plain.layer_norm_backward(g, x, mean, rstd, weight)
-    by_one = _sum("weighted", x, g, weight, axis=-1) / x.shape[-1]
-    by_x = _sum("weighted_by_x", x, g, x, mean, rstd, weight, axis=-1) / x.shape[-1]
-    dx = _run("layer_norm_backward", x, g, x, mean, rstd, weight, by_one, by_x)
-    dweight = _sum("by_x", x, rows(g), rows(x), rows(mean), rows(rstd), axis=0)[0]
-    dbias = _sum("sum", x, rows(g), axis=0)[0]
+    by_one = reduce("weighted", x, g, weight, axis=-1) / x.shape[-1]
+    by_x = reduce("weighted_by_x", x, g, x, mean, rstd, weight, axis=-1) / x.shape[-1]
+    dx = run("layer_norm_backward", x, g, x, mean, rstd, weight, by_one, by_x)
+    dweight = reduce("by_x", x, rows(g), rows(x), rows(mean), rows(rstd), axis=0)[0]
+    dbias = reduce("sum", x, rows(g), axis=0)[0]
     return dx, dweight.astype(weight.dtype, copy=False), dbias.astype(weight.dtype, copy=False)
 
 
@@ -129,9 +96,9 @@ def layer_norm_backward(
 
 def _masked_softmax(x: Array, axis: int, query: Array, key: Array) -> Array:
     """softmax over the places where key ≤ query, which are int32 arrays that broadcast to x."""
-    top = _sum("top", x, x, query, key, axis=axis)
-    total = _sum("exponentials", x, x, query, key, top, axis=axis)
-    return _run("softmax", x, x, query, key, top, total)
+    top = reduce("top", x, x, query, key, axis=axis)
+    total = reduce("exponentials", x, x, query, key, top, axis=axis)
+    return run("softmax", x, x, query, key, top, total)
 
 
 def softmax(x: Array, axis: int) -> Array:
@@ -146,7 +113,7 @@ def softmax_backward(g: Array, y: Array, axis: int, scale: float = 1.0) -> Array
     """See plain.softmax_backward; `scale` multiplies the result."""
     if y.size == 0:
         return plain.softmax_backward(g, y, axis)
-    return _run("softmax_backward", y, g, y, _sum("product", y, g, y, axis=axis), scale)
+    return run("softmax_backward", y, g, y, reduce("product", y, g, y, axis=axis), scale)
 
 
 def cross_entropy(
@@ -158,11 +125,11 @@ def cross_entropy(
     xp, logits = device_module("cuda"), device_module("cuda").ascontiguousarray(logits)
     width, work = logits.shape[1], work_dtype(logits.dtype)
     everywhere = xp.zeros((1, 1), np.int32)
-    top = _sum("top", logits, logits, everywhere, everywhere, axis=1)
-    total = _sum("exponentials", logits, logits, everywhere, everywhere, top, axis=1)
-    mean = _sum("sum", logits, logits, axis=1) / width if label_smoothing else xp.zeros((1, 1), work)
+    top = reduce("top", logits, logits, everywhere, everywhere, axis=1)
+    total = reduce("exponentials", logits, logits, everywhere, everywhere, top, axis=1)
+    mean = reduce("sum", logits, logits, axis=1) / width if label_smoothing else xp.zeros((1, 1), work)
     facts = targets, top[:, 0], total[:, 0], mean[:, 0], width, ignore_index, label_smoothing
-    losses = _run("cross_entropy", logits, logits, *facts)
+    losses = run("cross_entropy", logits, logits, *facts)
     finite = xp.where(top[:, 0] == -np.inf, 0, top[:, 0])
     return losses, xp.stack([finite, 1 / xp.where(total[:, 0] == 0, 1, total[:, 0])]).astype(work, copy=False)
 
@@ -179,7 +146,7 @@ def cross_entropy_backward(
     width = logits.shape[1]
     columns = device_module("cuda").arange(width, dtype=targets.dtype)
     rest = g[:, None], targets[:, None], columns, width, ignore_index, label_smoothing
-    return _run("cross_entropy_backward", logits, logits, saved[0][:, None], saved[1][:, None], *rest)
+    return run("cross_entropy_backward", logits, logits, saved[0][:, None], saved[1][:, None], *rest)
 
 
 # ---- attention ---------------------------------------------------------------------------------------
@@ -262,7 +229,7 @@ def embedding(weight: Array, ids: Array) -> Array:
     """See plain.embedding; but an id outside 0..V-1 gives a row of NaN."""
     out = device_module("cuda").empty((ids.size, weight.shape[1]), weight.dtype)
     weight = device_module("cuda").ascontiguousarray(weight)
-    _run("embedding", weight, weight, ids.reshape(-1, 1), *weight.shape, out)
+    run("embedding", weight, weight, ids.reshape(-1, 1), *weight.shape, out)
     return out.reshape(*ids.shape, weight.shape[1])
 
 
@@ -298,4 +265,4 @@ def adam_step_(
     varying: list[Any] = [shrink, root_correction, step_size]
     work = work_dtype(p.dtype)  # a kernel takes arrays of just the dtype that it names, and any number
     varying = [x.astype(work) if hasattr(x, "dtype") else x for x in varying]
-    _run("adam", p, p, g, m, v, 1 - beta1, beta2, eps, decay, *varying, p, m, v)
+    run("adam", p, p, g, m, v, 1 - beta1, beta2, eps, decay, *varying, p, m, v)

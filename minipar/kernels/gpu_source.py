@@ -39,6 +39,12 @@ __device__ inline W nonzero(W total) {{ return total == W(0) ? W(1) : total; }}
 __device__ inline W cubic(W a) {{ return W({GELU_A!r}) * (a + W({GELU_B!r}) * a * a * a); }}
 """
 
+WINDOWS = (  # the sizes of a convolution, as kernels.gpu_conv gives them
+    "int64 samples, int64 channels, int64 height, int64 width, int64 taps_high, int64 taps_wide, int64 step_high,"
+    " int64 step_wide, int64 pad_high, int64 pad_wide, int64 apart_high, int64 apart_wide, int64 out_height,"
+    " int64 out_width"
+)
+
 ELEMENTWISE = {
     "gelu": Elementwise(
         "T x", "T y", "W a = W(x); y = T(W(0.5) * a * (W(1) + tanh(cubic(a))));"
@@ -96,6 +102,36 @@ ELEMENTWISE = {
     "embedding": Elementwise(
         "raw T weight, I id, int64 rows, int64 width", "T y",
         "y = id < 0 || id >= rows ? T(not_a_number()) : weight[id * width + i % width];",
+    ),
+    "add": Elementwise("T a, B b", "R y", "y = R(W(a) + W(b));"),
+    "unfold": Elementwise(  # x (N, C, H, W) to windows (C, kh, kw, N, OH, OW), of which `i` is one number's place
+        f"raw T x, {WINDOWS}", "T y",
+        "long long at = i;"
+        "long long column = at % out_width; at /= out_width; long long row = at % out_height; at /= out_height;"
+        "long long sample = at % samples; at /= samples;"
+        "long long tap_column = at % taps_wide; at /= taps_wide; long long tap_row = at % taps_high; at /= taps_high;"
+        "column = column * step_wide - pad_wide + tap_column * apart_wide;"
+        "row = row * step_high - pad_high + tap_row * apart_high;"
+        "y = row < 0 || row >= height || column < 0 || column >= width ? T(0)"
+        " : x[((sample * channels + at) * height + row) * width + column];",
+    ),
+    "fold": Elementwise(  # the transpose of unfold: each pixel gathers from the windows that it lies in
+        f"raw T x, {WINDOWS}", "T y",
+        "long long at = i;"
+        "long long column = at % width; at /= width; long long row = at % height; at /= height;"
+        "long long channel = at % channels; long long sample = at / channels;"
+        "W total = W(0);"
+        "for (long long down = 0; down < taps_high; ++down) {"
+        " long long from = row + pad_high - down * apart_high;"
+        " if (from < 0 || from % step_high || from / step_high >= out_height) continue;"
+        " for (long long across = 0; across < taps_wide; ++across) {"
+        "  long long left = column + pad_wide - across * apart_wide;"
+        "  if (left < 0 || left % step_wide || left / step_wide >= out_width) continue;"
+        "  long long window = (channel * taps_high + down) * taps_wide + across;"
+        "  total += W(x[((window * samples + sample) * out_height + from / step_high) * out_width"
+        " + left / step_wide]);"
+        " } }"
+        "y = T(total);",
     ),
     "adam": Elementwise(
         "T w, G grad, T first, T second, {W} one_less_beta1, {W} beta2, {W} eps, {W} decay,"

@@ -126,3 +126,37 @@ for _decoupled in (True, False):
             {},
         )
     )  # fmt: skip
+
+Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]  # stride, padding, dilation, groups
+CONVOLUTIONS: dict[str, Window] = {
+    "same": ((1, 1), (1, 1), (1, 1), 1),
+    "uneven": ((2, 1), (0, 2), (1, 2), 1),
+    "groups": ((1, 2), (1, 0), (2, 1), 2),
+}
+
+
+def images(kind: Any) -> Any:
+    return make(3, 4, 9, 8, dtype=kind)
+
+
+def filters(kind: Any, groups: int) -> Any:
+    return make(6, 4 // groups, 3, 2, dtype=kind, seed=1)
+
+
+def gradient(kind: Any, window: Window) -> Any:
+    return make(*plain.conv2d(images(kind), filters(kind, window[-1]), None, *window)[0].shape, dtype=kind, seed=2)
+
+
+for _name, _window in CONVOLUTIONS.items():
+    case(f"conv2d, {_name}")(
+        lambda kind, w=_window: ([images(kind), filters(kind, w[-1]), make(6, dtype=kind, seed=3), *w], {})
+    )
+    case(f"conv2d_backward_input, {_name}")(
+        lambda kind, w=_window: ([gradient(kind, w), filters(kind, w[-1]), images(kind).shape, *w], {})
+    )
+    case(f"conv2d_backward_weight, {_name}")(
+        lambda kind, w=_window: ([gradient(kind, w), images(kind), None, (3, 2), *w], {})
+    )
+case("conv2d, without bias")(
+    lambda kind: ([images(kind), filters(kind, 1), None, (1, 1), (0, 0), (1, 1), 1], {})
+)

@@ -99,7 +99,7 @@ def test_models_train_as_on_the_cpu(name: str) -> None:
         compare(got, want, 1e-8)
 
 
-@pytest.mark.parametrize("name", ("gpt", "mlp"))
+@pytest.mark.parametrize("name", MODELS)
 def test_a_float16_step_with_a_loss_scale_is_the_cpus(name: str) -> None:
     """One step, and one that overflows: both devices skip it."""
 
@@ -130,7 +130,7 @@ def test_a_float16_step_with_a_loss_scale_is_the_cpus(name: str) -> None:
         assert relative_error(got, want, want, largest) <= VERIFIED["fp16"]
 
 
-@pytest.mark.parametrize("name", ("gpt", "mlp"))
+@pytest.mark.parametrize("name", MODELS)
 def test_a_captured_step_waits_for_nothing_and_computes_the_same(name: str) -> None:
     """A value read back to the host would break the capture off."""
     from minipar.kernels.gpu_graph import CapturedStep

@@ -1,0 +1,39 @@
+"""Launches the CUDA code of gpu_source on CuPy arrays: compiled at its first call, once for each precision."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from minipar.backend import device_module
+from minipar.kernels.common import Array, work_dtype
+from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, SUMS
+
+C_NAMES = {"float32": "float", "float64": "double"}
+
+
+@functools.cache
+def _elementwise(name: str, work: str) -> Any:
+    source, cupy = ELEMENTWISE[name], device_module("cuda")
+    inputs, outputs = (text.format(W=work) for text in (source.inputs, source.outputs))
+    preamble = PREAMBLE % {"work": C_NAMES[work]}
+    return cupy.ElementwiseKernel(inputs, outputs, source.code, f"minipar_{name}_{work}", preamble=preamble)
+
+
+@functools.cache
+def _reduction(name: str, work: str) -> Any:
+    source, cupy = SUMS[name], device_module("cuda")
+    return cupy.ReductionKernel(
+        source.inputs.format(W=work), f"{work} out", source.term, source.reduce, "out = a", source.identity,
+        f"minipar_{name}_{work}", reduce_type=C_NAMES[work], preamble=PREAMBLE % {"work": C_NAMES[work]},
+    )  # fmt: skip
+
+
+def run(name: str, like: Array, *arguments: Any) -> Any:
+    """Call an elementwise kernel of gpu_source in the working precision of `like`."""
+    return _elementwise(name, work_dtype(like.dtype).name)(*arguments)
+
+
+def reduce(name: str, like: Array, *arguments: Any, axis: int) -> Array:
+    """Call a sum of gpu_source in the working precision of `like`; the axis stays, with length 1."""
+    return _reduction(name, work_dtype(like.dtype).name)(*arguments, axis=axis, keepdims=True)
