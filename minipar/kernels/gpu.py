@@ -22,7 +22,7 @@ from minipar.kernels import plain
 from minipar.kernels.common import Array, check_attention, rows, work_dtype
 from minipar.kernels.gpu_blas import matmul
 from minipar.kernels.gpu_conv import conv2d, conv2d_backward_input, conv2d_backward_weight
-from minipar.kernels.gpu_launch import reduce, run
+from minipar.kernels.gpu_launch import reduce, reduce_rows, run
 from minipar.kernels.plain import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -33,7 +33,6 @@ from minipar.kernels.plain import (
     group_norm,
     group_norm_backward,
     im2col,
-    linear_backward_bias,
     log_softmax,
     log_softmax_backward,
     max_pool2d,
@@ -86,8 +85,8 @@ def layer_norm_backward(
     by_one = reduce("weighted", x, g, weight, axis=-1) / x.shape[-1]
     by_x = reduce("weighted_by_x", x, g, x, mean, rstd, weight, axis=-1) / x.shape[-1]
     dx = run("layer_norm_backward", x, g, x, mean, rstd, weight, by_one, by_x)
-    dweight = reduce("by_x", x, rows(g), rows(x), rows(mean), rows(rstd), axis=0)[0]
-    dbias = reduce("sum", x, rows(g), axis=0)[0]
+    dweight = reduce_rows("by_x", x, rows(g), rows(x), rows(mean), rows(rstd))
+    dbias = reduce_rows("sum", x, rows(g))
     return dx, dweight.astype(weight.dtype, copy=False), dbias.astype(weight.dtype, copy=False)
 
 
@@ -223,6 +222,13 @@ def linear_backward_input(g: Array, weight: Array) -> Array:
 def linear_backward_weight(g: Array, x: Array) -> Array:
     """See plain.linear_backward_weight."""
     return matmul(rows(g).T, rows(x.astype(g.dtype, copy=False)))
+
+
+def linear_backward_bias(g: Array) -> Array:
+    """See plain.linear_backward_bias."""
+    if g.size == 0:
+        return plain.linear_backward_bias(g)
+    return reduce_rows("sum", g, rows(g)).astype(g.dtype, copy=False)
 
 
 def embedding(weight: Array, ids: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from minipar.backend import device_module
@@ -37,3 +38,15 @@ def run(name: str, like: Array, *arguments: Any) -> Any:
 def reduce(name: str, like: Array, *arguments: Any, axis: int) -> Array:
     """Call a sum of gpu_source in the working precision of `like`; the axis stays, with length 1."""
     return _reduction(name, work_dtype(like.dtype).name)(*arguments, axis=axis, keepdims=True)
+
+
+def reduce_rows(name: str, like: Array, *arguments: Array) -> Array:
+    """Call a sum of gpu_source over the rows of matrices (R, C) or (R, 1): (C,), in the working precision of `like`.
+
+    In two steps, of up to 128 groups of rows and of the groups: CuPy gives one sum to one block of threads at most,
+    so that C sums over all rows would leave most of a GPU idle.
+    """
+    groups = math.gcd(len(arguments[0]), 128)
+    split = [x.reshape(groups, -1, x.shape[1]) for x in arguments]
+    parts = reduce(name, like, *split, axis=1)[:, 0]  # (groups, C)
+    return reduce("sum", parts, parts, axis=0)[0]

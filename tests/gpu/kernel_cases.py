@@ -117,6 +117,8 @@ def _(kind: Any) -> Any:
 case("linear")(lambda kind: ([make(2, 5, 12, dtype=kind), make(7, 12, dtype=kind), make(7, dtype=kind)], {}))
 case("linear_backward_input")(lambda kind: ([make(2, 5, 7, dtype=kind), make(7, 12, dtype=kind)], {}))
 case("linear_backward_weight")(lambda kind: ([make(2, 5, 7, dtype=kind), make(2, 5, 12, dtype=kind)], {}))
+case("linear_backward_bias")(lambda kind: ([make(6, 32, 7, dtype=kind)], {}))
+case("linear_backward_bias, an odd number of rows")(lambda kind: ([make(ROWS, 7, dtype=kind)], {}))
 case("embedding")(lambda kind: ([make(11, 6, dtype=kind), np.array([[0, 10], [3, 3]])], {}))
 for _decoupled in (True, False):
     case(f"adam_step_, decoupled {_decoupled}")(
