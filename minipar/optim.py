@@ -16,6 +16,8 @@ from minipar.errors import UsageError
 from minipar.kernels.gpu_graph import capturing
 from minipar.tensor import Tensor
 
+NORM_BLOCK = 1 << 17  # elements widened to float64 at a time, which stay in cache
+
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]
 
 
@@ -241,8 +243,17 @@ class Adam(Optimizer):
 
     def set_lr(self, lr: float) -> None:
         super().set_lr(lr)
-        for rate in self._rates.values():
-            rate[...] = lr
+        self._refresh_rates()
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        self._refresh_rates()
+
+    def _refresh_rates(self) -> None:
+        """Write each group's learning rate where captured steps read it."""
+        for group in self.param_groups:
+            if id(group) in self._rates:
+                self._rates[id(group)][...] = group["lr"]
 
 
 class AdamW(Adam):
@@ -263,16 +274,24 @@ class AdamW(Adam):
 
 
 def squared_norm(gradients: Iterable[Array | None]) -> float:
-    """Return the sum of squares of all gradients, None counting nothing."""
-    squares = []
-    for g in gradients:
-        if g is not None:
-            flat = g.reshape(-1)
-            flat = flat.astype("float32") if flat.dtype == "float16" else flat  # whose squares overflow
-            squares.append(array_module(flat).dot(flat, flat))
-    if squares and is_gpu_array(squares[0]):  # wait for the GPU once, not once a gradient
-        return float(array_module(squares[0]).stack(squares).astype("float64").sum())
-    return sum(map(float, squares), 0.0)
+    """Return the sum of squares of all gradients, in float64, where no float32 overflows; None counts nothing."""
+    sums = [_squares(g) for g in gradients if g is not None]
+    if sums and is_gpu_array(sums[0]):  # wait for the GPU once, not once a gradient
+        return float(array_module(sums[0]).stack(sums).sum())
+    return sum(sums, 0.0)
+
+
+def _squares(g: Array) -> Any:
+    """Return the sum of squares of one gradient; on a GPU as a scalar array there."""
+    flat = g.reshape(-1)
+    if is_gpu_array(flat):
+        wide = flat.astype("float64")
+        return (wide * wide).sum()
+    total = 0.0
+    for start in range(0, flat.size, NORM_BLOCK):
+        part = flat[start : start + NORM_BLOCK].astype("float64")
+        total += float(part @ part)
+    return total
 
 
 def clip_grad_norm_(params: Iterable[Tensor], max_norm: float, norm: float | None = None) -> float:

@@ -309,11 +309,14 @@ class Job:
     def evaluate(self) -> dict[str, float]:
         """Return the validation loss (nats a target) and accuracy, each rank having run its share.
 
+        Parameters that ranks hold apart (`--aggregation local`) are averaged first: what is judged is one model.
+
         Raises:
             TrainingFailed: the loss is not finite, so the weights are not either; on every rank.
         """
         c: Any = self.config
         self.comm.mark(phase="evaluation")
+        self.strategy.finish()
         sums = np.zeros(3)  # loss, hits, targets
         self.model.eval()
         for batch in self._loader(self.data.valid, c.batch, shuffle=False):

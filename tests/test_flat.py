@@ -117,6 +117,18 @@ def test_a_capturable_step_is_the_same_and_is_saved_the_same() -> None:
     assert np.array_equal(train(other, capturable, 1)[0], train(one, plain, 1)[0])
 
 
+def test_a_capturable_step_takes_a_loaded_learning_rate() -> None:
+    one, other = model_of(), model_of()
+    first, second = (optim.AdamW(m.parameters(), lr=0.1, capturable=True) for m in (one, other))
+    train(one, first, 1)
+    train(other, second, 1)
+    saved = first.state_dict()
+    saved["groups"][0]["lr"] = 1e-3
+    second.load_state_dict(saved)
+    first.set_lr(1e-3)
+    assert np.array_equal(train(one, first, 1)[0], train(other, second, 1)[0])
+
+
 def test_in_a_captured_graph_versions_are_counted_at_each_replay() -> None:
     layer = Linear(2, 3).materialize(seed=0)
     layer.weight.grad, layer.bias.grad = np.ones((3, 2), "f4"), np.ones(3, "f4")

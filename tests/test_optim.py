@@ -135,6 +135,9 @@ def test_clipping():
     half = Tensor(np.ones(4, np.float16), requires_grad=True)
     half.grad = np.full(4, 60000, np.float16)
     assert clip_grad_norm_([half], 1.0) == pytest.approx(120000, rel=1e-2)
+    large = Tensor(np.ones(2, "float32"))
+    large.grad = np.full(2, 1e20, "float32")  # whose squares overflow float32
+    assert clip_grad_norm_([large], 1.0) == pytest.approx(1e20 * 2**0.5)
     assert half.grad.dtype == np.float16
     tensors[0].grad[0, 0] = np.nan
     with pytest.raises(FloatingPointError, match="gradient norm is nan"):

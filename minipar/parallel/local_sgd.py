@@ -38,6 +38,7 @@ class LocalSGD:
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.buckets = make_buckets(self.params, bucket_mb)
         self._steps = 0
+        self._since = 0  # steps since the last average, the same number on every rank
         self._seen = 0.0
         for tensor in [*model.parameters(), *(buffer for _, buffer in model.named_buffers())]:
             tensor.assign_(comm.broadcast(tensor.data, root=0))
@@ -51,6 +52,7 @@ class LocalSGD:
         if targets:
             optimizer.step()
         self._steps += 1
+        self._since += 1
         self._seen += targets
         if self._steps % self.every == 0:
             self.average()
@@ -64,4 +66,9 @@ class LocalSGD:
             self.comm.all_reduce_(flat)
             for p, view in zip(bucket.params, bucket.views):
                 p.assign_(view)
-        self._seen = 0.0
+        self._since, self._seen = 0, 0.0
+
+    def finish(self) -> None:
+        """Average where steps were taken since the last time, so that all ranks hold one model. Collective."""
+        if self._since:
+            self.average()

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from minipar.backend import array_module, is_gpu_array
 from minipar.comm.interface import Communicator
 from minipar.nn import Parameter
+from minipar.optim import squared_norm
 from minipar.parallel.placement import is_sharded
 from minipar.tensor import Tensor
-
-BLOCK = 1 << 20  # elements widened to float64 at a time
 
 
 def global_norm(
@@ -38,34 +35,9 @@ def global_norm(
         tp: the ranks over which the parameters are placed; a parameter that is not cut over them counts on
             rank 0 only.
     """
-    total = total_of(
-        squares(t)
-        for p, t in pairs
-        if t.grad is not None and (tp is None or tp.rank == 0 or is_sharded(p))
-    )
+    total = squared_norm(t.grad for p, t in pairs if tp is None or tp.rank == 0 or is_sharded(p))
     sums = np.array([total])
     for comm in (shard_comm, tp):
         if comm is not None:
             comm.all_reduce_(sums)
     return math.sqrt(sums[0])
-
-
-def squares(t: Tensor) -> Any:
-    """Return the sum of squares of a tensor's gradient, accumulated in float64; on a GPU as a scalar array there."""
-    flat = t.grad.reshape(-1)  # type: ignore[union-attr]
-    if is_gpu_array(flat):
-        wide = flat.astype("float64")
-        return (wide * wide).sum()
-    total = 0.0
-    for start in range(0, flat.size, BLOCK):
-        part = flat[start : start + BLOCK].astype("float64")
-        total += float(part @ part)
-    return total
-
-
-def total_of(sums: Iterable[Any]) -> float:
-    """Add numbers up, or scalar arrays of a GPU, which is then waited for once."""
-    terms = list(sums)
-    if terms and is_gpu_array(terms[0]):
-        return float(array_module(terms[0]).stack(terms).sum())
-    return sum(terms, 0.0)

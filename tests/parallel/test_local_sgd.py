@@ -1,12 +1,16 @@
 """Averaging parameters: equal to averaging gradients for one step of SGD, and not for Adam or more steps."""
 
+from collections import deque
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from minipar import launch, nn, optim, world
+from minipar.config import TrainConfig
 from minipar.errors import UsageError
 from minipar.parallel import LocalSGD
+from minipar.training import Job
 from tests.parallel.training_runs import SEED, Arrays, batches, build, loss_sum, share, worst_error
 
 KIND = "convnet"  # no dropout: its masks are not the point here
@@ -90,6 +94,26 @@ def test_one_message_every_so_many_steps() -> None:
             assert comm.ledger.elements("all_reduce") == averages * (elements + 1)
 
     launch(program, 2)
+
+
+def test_what_is_judged_and_saved_is_one_model_between_averages_too() -> None:
+    """Six steps, averaged after the fourth: evaluation comes when the ranks hold different weights."""
+
+    def program() -> tuple[Arrays, Arrays, float]:
+        config = TrainConfig(model="mlp", steps=6, batch=16, width=16, layers=2, aggregation="local", average_every=4)
+        job = Job(config.resolved(), world())
+        deque(job.train(), maxlen=0)
+        apart = {name: value.copy() for name, value in job.strategy.tensors()}
+        loss = job.evaluate()["loss"]
+        job.strategy.finish()  # nothing is left to do
+        return apart, dict(job.strategy.tensors()), loss
+
+    apart, together, losses = zip(*launch(program, 2, timeout=60))
+    assert difference(apart[0], apart[1]) > 1e-4
+    for name, weights in together[0].items():
+        assert weights.tobytes() == together[1][name].tobytes()
+        np.testing.assert_allclose(weights, (apart[0][name] + apart[1][name]) / 2, atol=1e-6)  # shares of 8 and 8
+    assert losses[0] == losses[1]
 
 
 def test_frozen_parameters_come_from_the_master_and_stay() -> None:

@@ -99,6 +99,9 @@ class Strategy:
     def precision_changed(self) -> None:
         """Called when activations may have another dtype from now on."""
 
+    def finish(self) -> None:
+        """Bring together what ranks hold apart between two averages of their parameters, so that there is one model."""
+
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
         """Return this rank's sum of losses and number of hits, without gradients."""
         with no_grad():
