@@ -60,8 +60,8 @@ def data_parallel(
 
     With Ψ parameters and k microbatches: stage 0 all-reduces Ψ; stages 1 and 2 reduce-scatter Ψ (k times in
     stage 2) and all-gather Ψ after the step; stage 3 gathers Ψ twice and reduce-scatters it a microbatch
-    (Rajbhandari et al. 2020, section 7). Sums go on during backward of the last microbatch, bucket by bucket;
-    under a pipeline they follow it.
+    (Rajbhandari et al. 2020, section 7). Sums go on during backward of the last microbatch, bucket by bucket; in
+    stage 1, and under a pipeline, they follow it.
 
     Args:
         parts: the passes of each of `blocks`.
@@ -94,7 +94,7 @@ def data_parallel(
     gathers = [cost("all_gather", n) for n in units] if layout.zero else []
     spread = sum((g.total for g in gathers), 0.0)
     busy = sum(s.busy for s in sums)
-    if overlaps:
+    if overlaps and layout.zero != 1:
         late = hidden_behind([s.wire for s in sums], [t for _, t in buckets], sum(backward))
     else:
         late = sum(s.wire for s in sums)

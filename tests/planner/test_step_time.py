@@ -136,6 +136,14 @@ def test_zero_stages_cost_what_they_send() -> None:
     assert twice == pytest.approx(1.5 * shown[0])
 
 
+def test_stage_1_sums_after_backward_and_stage_2_during_it() -> None:
+    machine = replace(PLAIN, node=Link(0.0, 1e-9))  # nothing is copied by a core, so all of it could be hidden
+    first, second = (predict(GPT, machine, Layout(dp=2, zero=zero), 8).exposed for zero in (1, 2))
+    summed = spread = GPT.parameters * 4 * 1e-9 / 2  # a reduce-scatter, an all-gather
+    assert first == pytest.approx(summed + spread)
+    assert spread <= second < first
+
+
 def test_a_measured_machine_counts_its_own_times() -> None:
     shape = shape_of("gpt", GPTConfig(96, 64, 256, 1, 4))
     plain = predict(shape, replace(MEASURED, measured=None), Layout(), 1)
