@@ -36,8 +36,7 @@ def check_softplus(run: Run):
     y = shaped(got["y"], x.shape, np.float64, "y of softplus")
     if not close(y, np.logaddexp(0, x)):
         wrong(
-            f"y is {y.flat[0]:.6g} at x = {x.flat[0]:.6g}; log(1 + exp(x)) is "
-            f"{np.logaddexp(0, x.flat[0]):.6g}"
+            f"y is {y.flat[0]:.6g} at x = {x.flat[0]:.6g}; log(1 + exp(x)) is {np.logaddexp(0, x.flat[0]):.6g}"
         )
     gradient = shaped(got["gradient"], x.shape, np.float64, "what vjp(g) of softplus returned")
     if close(gradient, g * logistic(x)):
@@ -46,14 +45,12 @@ def check_softplus(run: Run):
         wrong("vjp returned the derivative alone: the gradient that comes in, g, multiplies it", points=1)
     if close(gradient, g * y * (1 - y)) or close(gradient, g * logistic(x) * (1 - logistic(x))):
         wrong(
-            "y (1 - y) is the derivative of the logistic function, not of softplus: what is d/dx "
-            "log(1 + exp(x))?",
+            "y (1 - y) is the derivative of the logistic function, not of softplus: what is d/dx log(1 + exp(x))?",
             points=1,
         )
     wrong(
-        "y is right, the gradient is not: the derivative of log(1 + exp(x)) is exp(x) / (1 + "
-        "exp(x)); compare yours "
-        "with (softplus(x + h) - softplus(x - h)) / 2h at one x",
+        "y is right, the gradient is not: the derivative of log(1 + exp(x)) is exp(x) / (1 + exp(x)); compare yours"
+        " with (softplus(x + h) - softplus(x - h)) / 2h at one x",
         points=1,
     )
 
@@ -68,24 +65,21 @@ def check_softplus_range(run: Run):
         if not np.isfinite(y).all():
             at = x[~np.isfinite(y)][0]
             wrong(
-                f"softplus({at:g}) overflows: exp(x) leaves the range of {np.dtype(dtype)} long before "
-                "x = 1e4. "
-                "Write it with exp(-|x|): log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))"
+                f"softplus({at:g}) overflows: exp(x) leaves the range of {np.dtype(dtype)} long before x = 1e4. Write"
+                " it with exp(-|x|): log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))"
             )
         if not np.isfinite(gradient).all():
             at = x[~np.isfinite(gradient)][0]
             wrong(
-                f"the gradient of softplus at {at:g} is not finite: exp(x) / (1 + exp(x)) is inf / inf "
-                "for large x; "
-                "use 1 / (1 + exp(-x)) there",
+                f"the gradient of softplus at {at:g} is not finite: exp(x) / (1 + exp(x)) is inf / inf for large x; use"
+                " 1 / (1 + exp(-x)) there",
                 points=1,
             )
         for name, value in (("y", y), ("the gradient", gradient)):
             if value.dtype != dtype:
                 wrong(
-                    f"{name} is {value.dtype} for x of {np.dtype(dtype)}: an array of another dtype "
-                    "widened it; a plain "
-                    "Python number would not",
+                    f"{name} is {value.dtype} for x of {np.dtype(dtype)}: an array of another dtype widened it; a plain"
+                    " Python number would not",
                     points=1,
                 )
         tol = 1e-12 if dtype is np.float64 else 1e-6
@@ -96,9 +90,8 @@ def check_softplus_range(run: Run):
             )
         if got["warnings"]:
             wrong(
-                f"the results are right, but NumPy warns on the way ({got['warnings'][0]}): np.where "
-                "computes both "
-                "branches, so neither may overflow",
+                f"the results are right, but NumPy warns on the way ({got['warnings'][0]}): np.where computes both"
+                " branches, so neither may overflow",
                 points=1,
             )
 
@@ -138,27 +131,24 @@ def check_unbroadcast(run: Run):
     ones = all(1 in shapes[i] for i in bad)
     if ones and value.shape != shape and value.ndim == len(shape):
         wrong(
-            f"for shape {shape} the result has shape {value.shape}: axes of length 1 are stretched "
-            "by broadcasting, too, "
-            "not only those that are missing in front",
+            f"for shape {shape} the result has shape {value.shape}: axes of length 1 are stretched by broadcasting,"
+            " too, not only those that are missing in front",
             points=1,
         )
     if value.shape != shape and value.size == max(int(np.prod(shape)), 1):
         wrong(
-            f"for shape {shape} the result has shape {value.shape}: an axis of length 1 must stay; "
-            "sum with keepdims=True there",
+            f"for shape {shape} the result has shape {value.shape}: an axis of length 1 must stay; sum with"
+            " keepdims=True there",
             points=1,
         )
     if value.shape != shape:
         wrong(
-            f"for g of shape {g.shape} and shape {shape} the result has shape {value.shape}: first sum the "
-            f"{g.ndim - len(shape)} axes in front that `shape` does not have, then those where it "
-            "has length 1"
+            f"for g of shape {g.shape} and shape {shape} the result has shape {value.shape}: first sum the"
+            f" {g.ndim - len(shape)} axes in front that `shape` does not have, then those where it has length 1"
         )
     wrong(
-        f"for shape {shape} the shape is right, the values are not: broadcasting aligns shapes "
-        "at their last axes, so "
-        "which axes of g were added?"
+        f"for shape {shape} the shape is right, the values are not: broadcasting aligns shapes at their last axes, so"
+        " which axes of g were added?"
     )
 
 
@@ -186,22 +176,19 @@ def check_linear(run: Run):
         by_x, by_weight, by_bias = gradients
         if isinstance(by_weight, np.ndarray) and close(by_weight, x.T @ g) and inputs != outputs:
             wrong(
-                f"the gradient by weight has shape {by_weight.shape}, that of weight.T: a gradient has "
-                "the shape of what it "
-                "is the gradient by, here (outputs, inputs): g.T @ x",
+                f"the gradient by weight has shape {by_weight.shape}, that of weight.T: a gradient has the shape of"
+                " what it is the gradient by, here (outputs, inputs): g.T @ x",
                 points=2,
             )
         if close(by_bias, g.mean(axis=0)):
             wrong(
-                "the gradient by bias is averaged over the batch: bias is added to each of the B "
-                "rows, so the rows of g are "
-                "summed; a mean belongs into the loss",
+                "the gradient by bias is averaged over the batch: bias is added to each of the B rows, so the rows of g"
+                " are summed; a mean belongs into the loss",
                 points=3,
             )
         if close(by_bias, g):
             wrong(
-                "the gradient by bias still has the batch in it: bias was broadcast over B rows "
-                "(unbroadcast)",
+                "the gradient by bias still has the batch in it: bias was broadcast over B rows (unbroadcast)",
                 points=3,
             )
         by_x = shaped(by_x, x.shape, None, "the gradient by x")
@@ -214,8 +201,8 @@ def check_linear(run: Run):
                 else "it is not g @ weight"
             )
             wrong(
-                f"the gradient by x is wrong ({hint}): x meets weight.T on the way forward, so g meets "
-                "weight on the way back",
+                f"the gradient by x is wrong ({hint}): x meets weight.T on the way forward, so g meets weight"
+                " on the way back",
                 points=2,
             )
         if not close(by_weight, g.T @ x):
@@ -235,8 +222,10 @@ def check_linear(run: Run):
 
 
 def step(kind, inputs, output, values, calls, changed):
-    """Return one step of a tape of numbers, which counts its calls and notices changes "
-    "to what it returned."""
+    """Return one step of a tape of numbers, which counts its calls.
+
+    Beside what its vjp is given and returns it keeps copies in `changed`, so that later changes are seen.
+    """
 
     def vjp(g):
         calls[output] = calls.get(output, 0) + 1
@@ -280,8 +269,7 @@ def is_list_of(gradients, size):
     """End the check unless `backward` returned a list of so many gradients."""
     if not isinstance(gradients, list | tuple) or len(gradients) != size:
         wrong(
-            f"backward must return a list with one entry for each of the {size} values, None where "
-            "there is none"
+            f"backward must return a list with one entry for each of the {size} values, None where there is none"
         )
     return gradients
 
@@ -294,16 +282,14 @@ def check_backward(run: Run):
     gradients = is_list_of(got["gradients"], 3)
     if close(gradients[0], np.sin(a) * np.cos(a)):
         wrong(
-            "a value that is used twice keeps only one of its gradients: multiply(h, h) hands "
-            "back two for the same h, "
-            "and they add up"
+            "a value that is used twice keeps only one of its gradients: multiply(h, h) hands back two for the same h,"
+            " and they add up"
         )
     if gradients[0] is None:
         wrong("no gradient reaches the first value: does the loop run from the newest step to the oldest?")
     if not close(gradients[0], 2 * np.sin(a) * np.cos(a)):
         wrong(
-            "sin(a)² has the derivative 2 sin(a) cos(a), and backward gives another: print what "
-            "each vjp is given"
+            "sin(a)² has the derivative 2 sin(a) cos(a), and backward gives another: print what each vjp is given"
         )
     # a² (a + b): a is used by two steps, and the sum by one that is newer than both
     shared = [["multiply", [0, 0], 2], ["add", [0, 1], 3], ["multiply", [2, 3], 4]]
@@ -316,16 +302,14 @@ def check_backward(run: Run):
         )
     if not close(gradients[0], right[0]):
         wrong(
-            "the gradient of a² (a + b) by a is wrong: a value's own step may only run once the "
-            "gradients from all of its "
-            "uses have arrived; which order of steps makes sure of that?",
+            "the gradient of a² (a + b) by a is wrong: a value's own step may only run once the gradients from all of"
+            " its uses have arrived; which order of steps makes sure of that?",
             points=1,
         )
     if not close(gradients[1], right[1]):
         wrong(
-            "the gradient by b changed when another value received one: an array from a vjp was "
-            "added to in place, and "
-            "add returns the same array twice",
+            "the gradient by b changed when another value received one: an array from a vjp was added to in place, and"
+            " add returns the same array twice",
             points=2,
         )
 
@@ -336,8 +320,7 @@ def check_backward_economy(run: Run):
     got = run(backward_of, doubled, forward(doubled, [1.0]), 40, seconds=3)
     if not close(is_list_of(got["gradients"], 41)[0], 2.0**40):
         wrong(
-            "h = h + h forty times has the derivative 2^40, and backward gives another: gradients "
-            "of one value add up"
+            "h = h + h forty times has the derivative 2^40, and backward gives another: gradients of one value add up"
         )
     if got["calls"] > 1:
         wrong(f"a vjp was called {got['calls']} times: once, with the sum of the gradients from all uses")
@@ -347,16 +330,14 @@ def check_backward_economy(run: Run):
     got = run(backward_of, kinds, values, 6, seconds=3)
     if got["changed"]:
         wrong(
-            "an array that a vjp returned or was given has been changed: `+=` writes into it, and "
-            "it may be somebody "
-            "else's gradient; make a new array, x = x + g",
+            "an array that a vjp returned or was given has been changed: `+=` writes into it, and it may be somebody"
+            " else's gradient; make a new array, x = x + g",
             points=1,
         )
     gradients = is_list_of(got["gradients"], 7)
     if 5 in got["called"] or gradients[5] is not None or gradients[2] is not None:
         wrong(
-            "values 2 and 5 have no part in the output: their gradients are None, and the vjp of "
-            "step 5 is not called",
+            "values 2 and 5 have no part in the output: their gradients are None, and the vjp of step 5 is not called",
             points=1,
         )
 
@@ -377,8 +358,7 @@ def check_backward_deep(run: Run):
         raise
     if not close(is_list_of(got["gradients"], depth + 1)[0], right):
         wrong(
-            "the gradient through 5,000 steps is wrong, though short tapes may be right: is every "
-            "step visited?"
+            "the gradient through 5,000 steps is wrong, though short tapes may be right: is every step visited?"
         )
 
 
@@ -408,15 +388,13 @@ def check_tape(run: Run):
     got = run(tape_of, [["multiply", 0, 0], ["add", 0, 1], ["multiply", 2, 3]], [a, b])  # a² (a + b)
     if len(got) != 5 or not close(got[0], 3 * a * a + 2 * a * b):
         wrong(
-            "the gradient of a² (a + b) by a is wrong, which it was not before: the gradients of "
-            "all uses add up"
+            "the gradient of a² (a + b) by a is wrong, which it was not before: the gradients of all uses add up"
         )
     if not close(got[1], a * a):
         wrong(
-            "the gradient of a² (a + b) by b is still wrong: it equals that by a. `add` gives "
-            "both inputs the same array, "
-            "and then one of them is added to in place. Which line may write into an array that "
-            "it does not own?"
+            "the gradient of a² (a + b) by b is still wrong: it equals that by a. `add` gives both inputs the same"
+            " array, and then one of them is added to in place. Which line may write into an array"
+            " that it does not own?"
         )
     if not close(got[3], a * a):
         wrong(

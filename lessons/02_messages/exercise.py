@@ -1,8 +1,9 @@
 """Exercise 2: messages that neither wait forever nor longer than they must.
 
 Write the four functions, then find the bug in the fifth. Of the communicator only `rank`, `size`, `send`,
-`isend`, `recv`, `irecv` and `wait` are needed. `send` returns when its receive has begun. Try things out with
-threads as ranks, and with a clock that counts what messages cost:
+`isend`, `recv`, `irecv` and `wait` are needed. `send` returns when its receive has begun; on the virtual clock it
+takes α + β n from its own call on, however late that receive comes. Try things out with threads as ranks, and with
+a clock that counts what messages cost:
 
     from minipar.comm import Clock
     def program():

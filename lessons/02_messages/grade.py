@@ -14,8 +14,7 @@ ALPHA, BETA = 1.0, 1 / 64
 
 
 def on_ranks(ranks, work):
-    """Return for each rank what `work(comm)` returned, its virtual time, and the messages and bytes it "
-    "sent."""
+    """Return for each rank what `work(comm)` returned, its virtual time, and the messages and bytes it sent."""
 
     def program():
         comm = minipar.world()
@@ -74,11 +73,9 @@ def check_exchange(run: Run):
             exchanged,
             parts,
             partners,
-            hint="both ranks wait: `send` returns when the other rank receives, and that one sends as "
-            "well, so it "
-            "never gets to its recv (nor does a rank that exchanges with itself). Begin to send with "
-            "isend, receive, "
-            "then wait",
+            hint="both ranks wait: `send` returns when the other rank receives, and that one sends as well, so it"
+            " never gets to its recv (nor does a rank that exchanges with itself). Begin to send with isend,"
+            " receive, then wait",
         )
         right = [parts[p] for p in partners]
         if close(values(got), right):
@@ -99,9 +96,8 @@ def check_exchange_time(run: Run):
         return
     if close(latest(got), 2 * once):
         wrong(
-            f"right, but it takes 2 (α + β n) = {2 * once:g} s: first one message, then the other. isend "
-            "lets a rank "
-            "receive while its own message is on its way",
+            f"right, but it takes 2 (α + β n) = {2 * once:g} s: first one message, then the other. isend lets a rank"
+            " receive while its own message is on its way",
             points=1,
         )
     wrong(f"it takes {latest(got):g} s where one message takes {once:g} s: are there further messages?")
@@ -124,26 +120,22 @@ def check_shift(run: Run):
             shifted,
             parts,
             distance,
-            hint=f"on {ranks} ranks, distance {distance}: all ranks wait in a circle, each for its "
-            "neighbour. With send "
-            "before recv nobody gets to its recv: use isend. If a rank has itself as neighbour, that "
-            "counts, too",
+            hint=f"on {ranks} ranks, distance {distance}: all ranks wait in a circle, each for its neighbour. With send"
+            " before recv nobody gets to its recv: use isend. If a rank has itself as neighbour, that counts, too",
         )
         right = [parts[(r - distance) % ranks] for r in range(ranks)]
         if close(values(got), right):
             continue
         if close(values(got), [parts[(r + distance) % ranks] for r in range(ranks)]):
             wrong(
-                f"with distance {distance} the arrays went the wrong way: rank r sends to r + distance, "
-                "so it receives "
-                "from r - distance"
+                f"with distance {distance} the arrays went the wrong way: rank r sends to r + distance, so it receives"
+                " from r - distance"
             )
         if close(values(got), parts):
             wrong("each rank returned its own array: return what was received")
         wrong(
-            f"on {ranks} ranks with distance {distance}, rank 0 should return the array of rank "
-            f"{-distance % ranks}, and "
-            "does not"
+            f"on {ranks} ranks with distance {distance}, rank 0 should return the array of rank"
+            f" {-distance % ranks}, and does not"
         )
 
 
@@ -156,21 +148,18 @@ def check_shift_time(run: Run):
         sent = max(one["messages"] for one in got)
         if sent > 1:
             wrong(
-                f"a rank sent {sent} messages: any distance is one message, straight to the rank it is "
-                "for, and not "
-                "one hop after another"
+                f"a rank sent {sent} messages: any distance is one message, straight to the rank it is for, and not one"
+                " hop after another"
             )
         if latest(got) > 2.5 * once:
             wrong(
-                f"on {ranks} ranks it takes {latest(got):g} s, {latest(got) / once:.0f} messages one "
-                "after the other: each "
-                "rank waits for its neighbour before it sends. Begin with isend",
+                f"on {ranks} ranks it takes {latest(got):g} s, {latest(got) / once:.0f} messages one after the other:"
+                " each rank waits for its neighbour before it sends. Begin with isend",
             )
         if latest(got) > 1.01 * once:
             wrong(
-                f"on {ranks} ranks it takes {latest(got):g} s, two messages after one another: odd and "
-                "even ranks take "
-                "turns. That cures the deadlock, but isend lets all go at once",
+                f"on {ranks} ranks it takes {latest(got):g} s, two messages after one another: odd and even ranks take"
+                " turns. That cures the deadlock, but isend lets all go at once",
                 points=1,
             )
 
@@ -198,9 +187,8 @@ def check_relay(run: Run):
             ranks,
             x,
             pieces,
-            hint=f"on {ranks} ranks in {pieces} pieces: rank 0 has nobody to receive from, and the last "
-            "rank nobody to send "
-            "to; and each rank receives as many pieces as the one before it sends",
+            hint=f"on {ranks} ranks in {pieces} pieces: rank 0 has nobody to receive from, and the last rank nobody to"
+            " send to; and each rank receives as many pieces as the one before it sends",
         )
         for rank, one in enumerate(values(got)):
             array = shaped(one["array"], x.shape, x.dtype, f"what rank {rank} of {ranks} returned")
@@ -209,12 +197,17 @@ def check_relay(run: Run):
             if (array == -1).any():
                 first = int(np.argmax(array == -1))
                 wrong(
-                    f"on {ranks} ranks in {pieces} pieces, rank {rank} still has its own values from "
-                    f"element {first} on: "
-                    "is every piece written to its place?"
+                    f"on {ranks} ranks in {pieces} pieces, rank {rank} still has its own values from element {first}"
+                    " on: is every piece written to its place?"
                 )
+            if close(np.sort(array), np.sort(x)):
+                wrong(
+                    f"on {ranks} ranks in {pieces} pieces, rank {rank} has the values of rank 0 in another order"
+                )
+            first = int(np.argmax(~np.isclose(array, x)))
             wrong(
-                f"on {ranks} ranks in {pieces} pieces, rank {rank} has the values of rank 0 in another order"
+                f"on {ranks} ranks in {pieces} pieces, rank {rank} has {array[first]:.4g} as element {first}, rank 0"
+                f" has {x[first]:.4g}: is every piece stored and handed on just as it came?"
             )
         if any(one["shared"] for one in values(got)):
             wrong(
@@ -235,24 +228,21 @@ def check_relay_time(run: Run):
     if any(one["messages"] != pieces for one in got[:-1]):
         sent = [one["messages"] for one in got]
         wrong(
-            f"the ranks send {sent} messages; on the chain each sends {pieces} to the next, and the last "
-            "sends none",
+            f"the ranks send {sent} messages; on the chain each sends {pieces} to the next, and the last sends none",
             points=1,
         )
     if close(time, right):
         return
     if close(time, (ranks - 1) * pieces * once):
         wrong(
-            f"it takes {time:g} s, (N-1) k messages one after the other: every rank waits for all pieces "
-            "before it hands "
-            "on the first. Send each piece on as soon as it is there",
+            f"it takes {time:g} s, (N-1) k messages one after the other: every rank waits for all pieces before it"
+            " hands on the first. Send each piece on as soon as it is there",
             points=1,
         )
     if time < right:
         wrong(
-            f"it takes {time:g} s, less than a wire allows: several pieces were put on one wire at once "
-            "with isend. "
-            "Use send, one after the other",
+            f"it takes {time:g} s, less than a wire allows: several pieces were put on one wire at once with isend. Use"
+            " send, one after the other",
             points=1,
         )
     wrong(f"the last rank is done after {time:g} s; (N - 2 + k)(α + β n/k) is {right:g} s", points=1)
@@ -305,9 +295,8 @@ def check_best(run: Run):
     if [int(k) for k in got] in rounded:
         at = [int(k) == r for k, r in zip(got, right)].index(False)
         wrong(
-            f"rounded the wrong way for {cases[at][0]} ranks and {cases[at][1]:g} bytes: {int(got[at])} "
-            "pieces take longer "
-            f"than {right[at]}. The curve is not symmetric: compare both neighbours of the square root",
+            f"rounded the wrong way for {cases[at][0]} ranks and {cases[at][1]:g} bytes: {int(got[at])} pieces take"
+            f" longer than {right[at]}. The curve is not symmetric: compare both neighbours of the square root",
             points=2,
         )
     off = [math.sqrt((case[0] - 1) * case[3] * case[1] / case[2]) for case in cases]
@@ -322,10 +311,9 @@ def check_best(run: Run):
         wrong("the fraction is upside down: more bytes want more pieces, dearer messages want fewer")
     at = [int(k) == r for k, r in zip(got, right)].index(False)
     wrong(
-        f"for {cases[at][0]} ranks, {cases[at][1]:g} bytes, α = {cases[at][2]:g} and β = "
-        f"{cases[at][3]:g}, {got[at]} pieces "
-        f"take {relay_seconds(max(got[at], 1), *cases[at]):.4g} s and {right[at]} take "
-        f"{relay_seconds(right[at], *cases[at]):.4g} s"
+        f"for {cases[at][0]} ranks, {cases[at][1]:g} bytes, α = {cases[at][2]:g} and β = {cases[at][3]:g}, {got[at]}"
+        f" pieces take {relay_seconds(max(got[at], 1), *cases[at]):.4g} s and {right[at]} take"
+        f" {relay_seconds(right[at], *cases[at]):.4g} s"
     )
 
 
@@ -354,21 +342,17 @@ def check_smooth(run: Run):
             smoothed,
             np.split(u, cuts),
             3,
-            hint=f"on {ranks} ranks each waits for a message that nobody sends: a tag that is sent must "
-            "be the one that is "
-            "received, seen from the other side",
+            hint=f"on {ranks} ranks each waits for a message that nobody sends: a tag that is sent must be the one that"
+            " is received, seen from the other side",
         )
         if close(values(got), np.split(smooth_serial(u, 3), cuts)):
             continue
         if ranks > 2:
             wrong(
-                f"on {ranks} ranks the numbers were right, and are not any longer: which neighbour's "
-                "cell goes where?"
+                f"on {ranks} ranks the numbers were right, and are not any longer: which neighbour's cell goes where?"
             )
         wrong(
-            f"on {ranks} rank{'s' * (ranks > 1)} the two outer cells are swapped still: left and right "
-            "are the same rank then, "
-            "its two messages arrive in the order in which they were sent, and nothing says which is "
-            "which. What tells "
-            "messages between the same two ranks apart?",
+            f"on {ranks} rank{'s' * (ranks > 1)} the two outer cells are swapped still: left and right are the same"
+            " rank then, its two messages arrive in the order in which they were sent, and nothing says which is which."
+            " What tells messages between the same two ranks apart?",
         )

@@ -82,7 +82,10 @@ CLOCK = Clock(alpha=1.0, beta=0.01)
 
 
 class Noting:
-    """A communicator that notes (from, to, begin, end) of what this rank receives, and passes all calls on."""
+    """A communicator that notes (kind, peer, time) of what this rank sends and receives, and passes all calls on.
+
+    The time of a "send" is that of its begin, the time of a "recv" that of its end.
+    """
 
     def __init__(self, comm):
         self.comm, self.rank, self.size, self.notes = comm, comm.rank, comm.size, []
@@ -191,7 +194,8 @@ except HangError as error:
 # This one is treacherous. An MPI library may copy a *short* message into a buffer of its own, and `send`
 # returns at once: the program works in every test, and hangs the first time an array is long. minipar's
 # `send` waits for the receive to begin (as long as its checks are on), so that a deadlock that may happen does
-# happen, in the first test.
+# happen, in the first test. That is about the order of calls alone: on the virtual clock a send takes
+# $\alpha + \beta n$ from when it was called, however late its receiver comes.
 #
 # ## Three ways around a ring
 #

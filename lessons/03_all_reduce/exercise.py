@@ -1,8 +1,9 @@
 """Exercise 3: collectives out of sends and receives.
 
 Write the four functions, then find the bug in the fifth. Use only `comm.rank`, `comm.size`, `send`, `isend`,
-`recv`, `recv_` and `wait` (lesson 02); other collectives of the communicator are not allowed. The walkthrough
-and `minipar/comm/collectives.py` show relatives of all of them, never the same.
+`recv`, `recv_` and `wait` (lesson 02); the communicator's own collectives are not allowed, nor is anything from
+`minipar.comm.collectives`. The walkthrough and that module show relatives of the first three functions, and the
+formulas of the fourth. The module also has the fifth, mended in its own way: read that when you have found the bug.
 
 Try things out with threads as ranks, here on four:
 

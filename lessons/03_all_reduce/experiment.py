@@ -2,8 +2,9 @@
 
     mpirun -n 4 python lessons/03_all_reduce/experiment.py
 
-First α and β are fitted to single messages between ranks 0 and 1. Then every algorithm is timed on several
-lengths; the table has the least of the repeats in µs, and under it what the model predicts. The picture has the same.
+First α and β are read off two messages between ranks 0 and 1, a short one and a long one. Then every algorithm is
+timed on several lengths; the table has the least of the repeats in µs, and under it what the model predicts. The
+picture has the same.
 More ranks than cores give right results, but times of ranks that wait for a core.
 """
 
@@ -49,10 +50,10 @@ def message_seconds(comm, n_bytes, repeats):
     return seconds_of(comm, there_and_back, repeats) / 2
 
 
-def fit(sizes, seconds):
-    """Return α and β: a message of no bytes, and the slope to the largest."""
-    alpha = seconds[0]
-    return alpha, max(seconds[-1] - alpha, 1e-12) / sizes[-1]
+def alpha_and_beta(comm, repeats):
+    """Return α, the time of the shortest message, and β, what each byte of the longest one takes beyond it."""
+    shortest, longest = (message_seconds(comm, n_bytes, repeats) for n_bytes in (SIZES[0], SIZES[-1]))
+    return shortest, max(longest - shortest, 1e-12) / SIZES[-1]
 
 
 def draw(found, ranks, alpha, beta, path):
@@ -87,8 +88,7 @@ def main():
             "an all-reduce needs at least two ranks: mpirun -n 4 python lessons/03_all_reduce/experiment.py"
         )
         sys.exit(2)
-    alpha, beta = fit(SIZES, [message_seconds(comm, n, options.repeats) for n in SIZES])
-    alpha, beta = (float(value) for value in comm.broadcast(np.array([alpha, beta])))
+    alpha, beta = alpha_and_beta(comm, options.repeats)
     algorithms = {**ALGORITHMS, "MPI library": lambda comm, x: comm.all_reduce(x)}
     found = {}
     for name, algorithm in algorithms.items():

@@ -381,7 +381,7 @@ except minipar.errors.HangError as error:
 # ## On real ranks
 #
 # The clock's α and β are declared. `experiment.py` measures them: it runs the same four functions and the MPI
-# library's own all-reduce on real processes, fits α and β to single messages, and draws both.
+# library's own all-reduce on real processes, reads α and β off a short and a long message, and draws both.
 #
 #     mpirun -n 4 python lessons/03_all_reduce/experiment.py
 #

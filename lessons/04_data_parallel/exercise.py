@@ -9,10 +9,13 @@ Write the four functions, then find the bug in the fifth. What you need to know 
     model.loss(model(Tensor(x)), y)          a Tensor: the *sum* of the losses of all targets that are not -100
     loss.backward()                          adds this loss's gradient to every p.grad
     optimizer.step()                         change every p.data by its p.grad; skips those that are None
-    comm.all_reduce(a), comm.reduce(a, root=0), comm.broadcast(a, root=0)       arrays in, fresh arrays out
+    comm.all_reduce(a)                       the sum of all ranks' arrays, a fresh array on each
+    comm.broadcast(a, root=0)                the root's array, a fresh one on each rank
+    comm.reduce(a, root=0)                   the sum, a fresh array on the root; None on all other ranks
 
-`DataParallel` and `LocalSGD` are not allowed here: you are writing them. Try things out with threads as ranks, in
-a file or notebook beside this one; compare with what one rank gives, as the walkthrough does:
+`minipar.parallel`, with its `DataParallel` and `LocalSGD`, is not allowed here, nor is `minipar.distribute`: you are
+writing them. Try things out with threads as ranks, in a file or notebook beside this one; compare with what one rank
+gives, as the walkthrough does:
 
     import minipar
     from minipar.models import MLP, MLPConfig

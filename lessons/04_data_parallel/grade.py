@@ -10,7 +10,7 @@ from minipar.errors import HangError, MismatchError
 from minipar.grading import Lesson, Run, close, wrong
 from minipar.models import MLP, MLPConfig
 
-lesson = Lesson(4)
+lesson = Lesson(4, forbidden=("minipar.parallel", "minipar.distribute"))
 FEATURES, CLASSES, IGNORED = 6, 3, -100
 
 
@@ -416,10 +416,12 @@ def check_master_traffic(run: Run):
 def check_average(run: Run):
     cases = (([4, 4], "float64"), ([3, 1, 2], "float64"), ([5, 0], "float64"), ([0, 0, 0], "float64"),
              ([1, 2], "float32"))  # fmt: skip
+    told = []  # the calls of each case
     for seen, dtype in cases:
         ranks, total = len(seen), sum(seen)
         where = f"on {ranks} ranks that have seen {seen} targets"
         found = ended_well(run(averaged, seen, dtype), where)
+        told.append((where, found[0]["traffic"]))
         got = flat_of_ranks(found, "weights", where)
         parts = [flat(weights(build(rank, dtype))) for rank in range(ranks)]
         right = sum((n / total if total else 1 / ranks) * part for n, part in zip(seen, parts))
@@ -446,6 +448,14 @@ def check_average(run: Run):
             f"{where} rank 0 has another sum of the ranks' parameters ({contents(got[0], parts) or 'of none of them'});"
             " each rank's weight is seen / total"
         )
+    n = len(list(build().parameters()))
+    for where, traffic in told:
+        if traffic != {"all_reduce": n + 1}:
+            wrong(
+                f"{where} the average is right, with calls of {traffic} for {n} parameters: one all_reduce a parameter"
+                " and one for the counts are enough, and no other collective is needed",
+                points=2,
+            )
 
 
 @lesson.check("bug hunt: microbatches add up to the full batch's gradient", points=4)

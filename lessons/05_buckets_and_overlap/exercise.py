@@ -7,8 +7,8 @@ Write the four functions, then find the bug in the class at the end. What you ne
     work = comm.all_reduce_async_(a) begin to sum the array `a` in place, over all ranks; returns at once
     work.wait()                      return when the sum is in `a`; until then nobody may touch it
 
-`DataParallel` and `make_buckets` are not allowed here: you are writing them. Have your work judged with
-`minipar grade 05 --file exercise.py`.
+`minipar.parallel`, with its `DataParallel` and `make_buckets`, is not allowed here, nor is `minipar.distribute`: you
+are writing them. Have your work judged with `minipar grade 05 --file exercise.py`.
 """
 
 import numpy as np

@@ -75,7 +75,8 @@ def zero3_linear(comm, own, shape, x):
 
     The weight W (out, in) is laid out in memory order and cut into the ranges `balanced(out * in, ranks)`.
     It is gathered when forward needs it and again when backward needs it, and nobody keeps it in between:
-    what `backward` captures is x and the own range, not the whole W.
+    what `backward` captures is x and `own`, not the whole W. Capture `own` itself and no copy of it: backward
+    gathers the values that the ranges have by then, which may have changed since forward.
 
     Args:
         own: (counts[rank],) this rank's range of W.

@@ -342,7 +342,10 @@ def check_zero3_memory(run: Run) -> None:
             f"two all-gathers and one reduce-scatter of {w.size} elements make 3Ψ; the ledger shows {told(after)}"
         )
     if close(dx, gs[0] @ w):
-        wrong("the weight changed between forward and backward, and backward used the old one: who kept it?")
+        wrong(
+            "the values in `own` changed between forward and backward, and backward gathered those of before: capture"
+            " `own` itself, not a copy of it"
+        )
     if not close(dx, gs[0] @ (w + 1)):
         wrong("backward gathered the weight, but dx is not g W; see the check before this one")
 

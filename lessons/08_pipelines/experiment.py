@@ -32,7 +32,7 @@ from minipar.plot import gantt
 
 
 def build(options: argparse.Namespace, stages: int) -> MLP:
-    """Return the model: `options.blocks` equal blocks a stage, and a head of the same size on the last one."""
+    """Return the model: `options.blocks` blocks a stage, all of one size; the last of them is the head."""
     return MLP(MLPConfig(options.width, options.width, options.width, options.blocks * stages))
 
 

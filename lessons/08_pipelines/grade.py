@@ -197,7 +197,7 @@ def check_seconds(run: Run) -> None:
                 " those of filling and draining are waited for",
                 points=2,
             )
-        if close(got, max(sum(both) + (m - 1) * max(both) + 2 * crossing, 0)):
+        if close(got, sum(both) + (m - 1) * max(both) + 2 * crossing):
             wrong(
                 f"{where}: the slowest stage of forward and backward together sets the pace in other schedules; GPipe"
                 " runs them one after the other, each with a slowest stage of its own",

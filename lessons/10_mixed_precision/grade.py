@@ -337,6 +337,8 @@ def history_of(master, targets, options, mistake=""):
                 part_of_gradient(weights[r].astype(np.float16), targets[r], scales[r], broken == r) for r in ranks
             ]
             whole = np.sum([part.astype(np.float32) for part in parts], axis=0)
+            if mistake == "half sum":
+                whole = sum(parts[1:], start=parts[0]).astype(np.float32)
             if mistake == "mean":
                 whole = whole / np.float32(len(ranks))
             for r in ranks:
@@ -365,6 +367,8 @@ def history_of(master, targets, options, mistake=""):
 
 
 STEP_MISTAKES = {
+    "half sum": "the ranks' gradients were added up in float16, which swallows small ones and overflows where each"
+    " alone did not; cast to float32 before the all-reduce",
     "not unscaled": "the gradient still has the loss scale in it when the step is taken; divide the sum by the scale",
     "clip first": "the gradient is clipped before it is unscaled. Its norm is then `scale` times too large, nearly"
     " everything is clipped, and training crawls: unscale first",

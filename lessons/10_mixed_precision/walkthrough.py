@@ -266,8 +266,10 @@ def train_by_hand(init_scale, steps=300):
     """Train the MLP with autocast and a scaler; return losses and scales."""
     job = Job(TrainConfig(**SETTINGS, amp="fp16").resolved(), minipar.world(), DIGITS)
     job.precision.scaler = GradScaler(init_scale=init_scale, growth_interval=60)
-    scales = []
-    losses = [(scales.append(job.precision.scaler.get_scale()), record.loss)[1] for record in job.train()]
+    losses, scales = [], []
+    for record in job.train():
+        losses.append(record.loss)
+        scales.append(job.precision.scaler.get_scale())
     return losses, scales, job.precision.skipped, job.evaluate()["accuracy"]
 
 
@@ -391,7 +393,7 @@ with np.errstate(over="ignore"):
 #    before the first one is taken, and how many of the next 10,000 are?
 
 # %%
-scaler, taken, first = GradScaler(), [], None
+scaler, taken = GradScaler(), []
 w.grad = np.ones(1, "float32")
 for _ in range(10_006):
     overflowed = scaler.get_scale() > 2.0**10

@@ -1,8 +1,8 @@
 """Exercise 11: a mesh of ranks, a norm over it, and weights that move from one layout to another.
 
 Write five functions, then find the bug in the sixth. NumPy and a communicator are all you need: its `split`
-(lesson 06) and `all_reduce` (lesson 03). `minipar.mesh` and `minipar.checkpoint` are not to be used, they are
-what you write here in small. Judge it with `minipar grade 11 --file exercise.py`.
+(this lesson's walkthrough) and `all_reduce` (lesson 03). `minipar.mesh` and `minipar.checkpoint` are not to be
+used, they are what you write here in small. Judge it with `minipar grade 11 --file exercise.py`.
 
 A *box* says where an array lies in a larger one: ((start, stop), …), one pair an axis, stop not included. The
 box ((0, 2), (4, 6)) of an (8, 8) weight is its rows 0 and 1, columns 4 and 5.
@@ -40,7 +40,7 @@ def axes(comm, dp, pp, tp):
         (dp group, pp group, tp group), three communicators.
 
     Contract: three calls of `comm.split(color, key)`, on every rank in the same order. Ranks that pass the same
-    colour come into one group.
+    colour, a whole number of zero or more, come into one group, and are ordered in it by the keys they pass.
     """
     raise NotImplementedError("axes: what do the members of a tensor group have in common?")
 

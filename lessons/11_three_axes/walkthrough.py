@@ -113,8 +113,10 @@ draw_holdings(held, "dp 2 × pp 2 × tp 2")
 print(minipar.launch(lambda: str(Mesh(minipar.world(), dp=2, pp=2, tp=2)), 8)[0])
 
 # %% [markdown]
-# A mesh is nothing but three calls of `split`: the group along an axis are the ranks that share both *other*
-# indices, so those two make the colour. Open `minipar/mesh.py`.
+# A mesh is nothing but three calls of `comm.split(color, key)`. All ranks call it together; those that pass the same
+# colour get a communicator of their own, in which they are numbered in the order of their keys. The group along an
+# axis are the ranks that share both *other* indices, so those two make the colour, and the index along the axis is
+# the key. Open `minipar/mesh.py`.
 
 
 # %%

@@ -184,6 +184,11 @@ def check_data_parallel(run: Run) -> None:
         judge(got, "data", right, known, f"step_seconds, {text(x)}: ", general, 1)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number: an int, or NumPy's, which argmin and lexsort return; True is none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def possible(model: Numbers, x: Numbers, ranks: int) -> str:
     """Return what rules a layout out, or nothing."""
     dp, pp, tp, zero, m = (x[k] for k in ("dp", "pp", "tp", "zero", "microbatches"))
@@ -207,7 +212,7 @@ def check_layouts(run: Run) -> None:
         keys = ("dp", "pp", "tp", "zero", "microbatches")
         where = f"layouts, {ranks} rank{'s' * (ranks > 1)}: "
         for x in got:
-            if not isinstance(x, dict) or set(x) != set(keys) or not all(isinstance(x[k], int) for k in keys):
+            if not isinstance(x, dict) or set(x) != set(keys) or not all(is_whole(x[k]) for k in keys):
                 wrong(f"{where}a layout is a dict of ints with the keys {', '.join(keys)}; there is {x!r:.80}")
             if reason := possible(model, x, ranks):
                 wrong(f"{where}{text(x)} cannot be: {reason}", points=1)
@@ -285,7 +290,8 @@ def check_choose(run: Run) -> None:
         where = f"choose of {len(candidates)} candidates, limit {limit},"
         if isinstance(got, dict):
             wrong(f"{where} raised ValueError ({got['refused']:.80}); candidate {best} fits")
-        form = isinstance(got, list | tuple) and len(got) == 2 and isinstance(got[0], int) and isinstance(got[1], list)
+        pair = isinstance(got, list | tuple) and len(got) == 2
+        form = pair and is_whole(got[0]) and isinstance(got[1], list | tuple)
         if not form or not 0 <= got[0] < len(candidates) or len(got[1]) != len(candidates):
             wrong(f"{where} must return an index and a list of {len(candidates)} reasons; it returned {got!r:.80}")
         if got[0] != best:

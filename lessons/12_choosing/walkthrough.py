@@ -168,11 +168,14 @@ Image(picture.getvalue(), width=850)
 # The bytes that a rank sends in a step, with $\Psi$ bytes of parameters, $A$ bytes of an activation of the rank's
 # part of the batch, $L$ blocks and $N$ ranks:
 #
-# | | bytes a rank and step | grows with | nothing hides it |
+# | | bytes a rank and step | grows with | hidden behind computation |
 # |---|---|---|---|
-# | data | $2\Psi\,\frac{N-1}{N}$ | the model | partly: beside backward |
-# | tensor | $4L \cdot 2A\,\frac{N-1}{N}$ | the batch | all of it |
-# | pipeline | $2A$ at most | the batch | only filling and draining |
+# | data | $2\Psi\,\frac{N-1}{N}$ | the model | partly, beside backward |
+# | tensor | $4L \cdot 2A\,\frac{N-1}{N}$ | the batch | no |
+# | pipeline | $2A$ at most | the batch | GPipe: yes, but for filling and draining |
+#
+# (1F1B has so few microbatches under way that stages wait for messages in between, too: on $p$ equal stages for the
+# time of $2\,\frac{p-1}{p}$ messages with each microbatch.)
 #
 # Counted by the ledger on four ranks, and predicted by the planner. (What data parallelism sends more are flags: which
 # gradients exist, lesson 05.)

@@ -3,7 +3,8 @@
 Pass `clock=Clock(alpha, beta)` to `launch`, declare computation with `comm.compute(seconds)`, and read
 `comm.now()`. Scaling of 64 ranks and the bubble of a pipeline then come out the same on any laptop, because
 no real time enters: a message of n bytes takes alpha + beta * n, a receive ends at the later of the
-receiver's own time and the message's arrival, and a collective starts when its last rank has arrived. Messages do not
+receiver's own time and the message's arrival, and a collective starts when its last rank has arrived. A send ends
+when its message arrives: it waits until its receive is called, and never for the receiver's time. Messages do not
 slow each other: several that a rank sends at once with `isend` all travel at full speed, as over ports of their own.
 
 Costs are those of R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of collective communication

@@ -5,6 +5,7 @@ Nothing here is trusted by the grader: it reads plain values from a socket, whoe
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import linecache
 import os
@@ -24,8 +25,9 @@ import numpy as np
 
 from minipar.comm.launch import launch_timeout
 from minipar.errors import HangError, MismatchError
-from minipar.grading.lesson import Lesson
+from minipar.grading.lesson import Lesson, Wrong, wrong
 from minipar.grading.manifest import import_grader
+from minipar.grading.names import forbidden_use
 from minipar.grading.values import NotPlain, pack, unpack
 
 MEMORY = 2 * 2**30  # bytes that a submission may take beyond what minipar has taken
@@ -136,7 +138,11 @@ class Child:
     # What is asked for --------------------------------------------------------------------------------
 
     def _load(self, request: Any) -> None:
-        """Load the grader's probes, then run the submission's sources as one module."""
+        """Load the grader's probes, then run the submission's sources as one module.
+
+        Raises:
+            Wrong: a source uses a name that the lesson forbids; it has not run then.
+        """
         self._lesson = import_grader(Path(request["grader"]))
         self._submission = module = ModuleType("exercise")
         sys.modules["exercise"] = module
@@ -144,7 +150,12 @@ class Child:
             self._files[path] = Path(path).name
             linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
             module.__file__ = path
-            exec(compile(source, path, "exec"), module.__dict__)
+            tree = ast.parse(source, path)
+            if used := forbidden_use(tree, self._lesson.forbidden):
+                name, line = used
+                where = self._spot(path, line, "<module>")
+                wrong(f"{name} is not to be used in this exercise: write it yourself\nat {where}")
+            exec(compile(tree, path, "exec"), module.__dict__)
 
     def _call(self, request: Any) -> Any:
         probe: Callable[..., Any] = self._lesson.probes[request["probe"]]
@@ -160,7 +171,7 @@ class Child:
         text = str(error).strip()
         if isinstance(error, NotImplementedError):
             return f"not written yet: {text or place}"[:TEXT]
-        if isinstance(error, NotPlain):
+        if isinstance(error, NotPlain | Wrong):
             return text[:TEXT]
         if isinstance(error, AttributeError) and error.obj is getattr(self, "_submission", None):
             return f"the submission has no {error.name!r}: keep the names that the exercise gives"

@@ -68,12 +68,15 @@ class Lesson:
 
     Attributes:
         number: as in `lessons.toml`, whose title and points hold.
+        forbidden: full names, "minipar.parallel", that its exercise asks to do without. A submission that imports
+            one, or something in it, is told so and gets no points.
         checks: filled by `@lesson.check`.
         probes: by name, filled by `@lesson.probe`.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, forbidden: Sequence[str] = ()) -> None:
         self.number = number
+        self.forbidden = tuple(forbidden)
         self.checks: list[Check] = []
         self.probes: dict[str, Callable[..., Any]] = {}
 

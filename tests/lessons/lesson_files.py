@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 LESSONS = ROOT / "lessons"
 SOLUTIONS = ROOT / "tests" / "solutions"
 WRONG_ANSWERS = ROOT / "tests" / "wrong_answers"
+RIGHT_ANSWERS = ROOT / "tests" / "right_answers"
 QUICK = 1  # the lesson that plain `make test` grades, too
 
 ENTRIES = read_manifest(LESSONS)
@@ -42,6 +43,11 @@ def written(name: str, quick: tuple[int, ...] = ()) -> list:
 def wrong_answers(entry: Entry) -> list[Path]:
     """Return the wrong answers of a lesson."""
     return sorted((WRONG_ANSWERS / f"{entry.number:02}").glob("*.py"))
+
+
+def right_answers(entry: Entry) -> list[Path]:
+    """Return the right answers of a lesson that are written in another way than its reference solution."""
+    return sorted((RIGHT_ANSWERS / f"{entry.number:02}").glob("*.py"))
 
 
 def solution(entry: Entry) -> tuple[str, str]:

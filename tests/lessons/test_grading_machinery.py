@@ -149,6 +149,30 @@ def test_submission_that_does_not_load(source: str, message: str, nursery: Nurse
     assert all(message in verdict.message for verdict in result.verdicts), result.verdicts
 
 
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("import minipar.parallel", "minipar.parallel"),
+        ("from minipar import parallel as p", "minipar.parallel"),
+        ("from minipar.parallel import DataParallel", "minipar.parallel.DataParallel"),
+        ("from minipar.parallel.buckets import *", "minipar.parallel.buckets.*"),
+        ("def double(x):\n import minipar as m; return m.Mesh(m.world())", "minipar.Mesh"),
+        ("import minipar.nn\ndef double(x): return minipar.parallel.Zero", "minipar.parallel.Zero"),
+    ],
+)
+def test_what_an_exercise_forbids_is_refused_by_name(source: str, name: str, nursery: Nursery) -> None:
+    result = graded(nursery, f"print('it runs')\n{source}\n")
+    assert result.points == 0 and not result.printed
+    told = f"{name} is not to be used in this exercise: write it yourself\nat exercise.py line "
+    last = source.splitlines()[-1].strip()
+    assert all(v.message.startswith(told) and v.message.endswith(last) for v in result.verdicts), result.verdicts
+
+
+def test_a_submission_may_give_such_names_to_its_own(nursery: Nursery) -> None:
+    source = "class parallel: Mesh = 2\ndef double(x): return parallel.Mesh * x\n"
+    assert graded(nursery, source).points == 6
+
+
 def test_what_is_printed_is_shown_and_cut(nursery: Nursery) -> None:
     result = graded(
         nursery, "print('loaded')\ndef double(x): print('[bold]' * 2000, file=sys.stderr); return 2 * x\n"

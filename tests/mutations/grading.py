@@ -63,6 +63,13 @@ FAULTS: list[Fault] = [
         f"{MACHINERY}::test_grading_is_repeatable_and_by_the_sources_in_order",
     ),
     Fault(
+        "grading: only imports of what is forbidden are seen",
+        "minipar/grading/names.py",
+        "            if first in meaning:\n",
+        "            if False:\n",
+        f"{MACHINERY}::test_what_an_exercise_forbids_is_refused_by_name",
+    ),
+    Fault(
         "grading: partial credit is forgotten",
         "minipar/grading/result.py",
         "        points = min(max(verdict.points, 0.0), check.points)\n",
