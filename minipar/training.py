@@ -169,6 +169,11 @@ class Job:
         self.steps_done = 0
         self.seconds_done = 0.0
 
+    @property
+    def samples_done(self) -> int:
+        """Samples of all steps taken, over all ranks; the last batch of an epoch may be smaller than the others."""
+        return self.loader.samples_of(self.steps_done)
+
     def layout(self) -> str:
         """Return in words how the ranks work together, as in "dp 2 × tp 2, ZeRO 1"; "" for one rank."""
         r = self.recipe

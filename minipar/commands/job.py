@@ -113,7 +113,7 @@ def run_training(
         say(screen, {
             "": "",
             "validation": f"loss {validation['loss']:.3f} nats, accuracy {validation['accuracy']:.1%}",
-            "time": f"{seconds:.0f} s, {job.steps_done * (config.batch or 0) / seconds:,.0f} samples/s",
+            "time": f"{seconds:.0f} s, {job.samples_done / seconds:,.0f} samples/s",
             "loss curve": out / "loss.png",
             "weights": out / WEIGHTS,
             **({"trace": f"{out / 'gantt.png'}; minipar trace show {out} says more"} if tracing else {}),
