@@ -204,10 +204,10 @@ class Job:
             ranks = c.pp * sizes_of(resolve_schedule(self.comm, schedule, c.pp, pieces, c.chunks)).chunks
         devices, costs = agreed(self.comm, lambda: devices_of(c, ranks)), None
         if c.partition in STAGED_POLICIES:
-            sample = self.data.train.fetch(
-                np.arange(min(c.batch, len(self.data.train))), float_dtype(c.dtype)
-            )[0]
-            costs = agreed_costs(self.model, sample, self.comm, dtype=c.dtype)
+            some = np.arange(min(c.batch, len(self.data.train)))
+            sample = self.data.train.fetch(some, float_dtype(c.dtype))[0]
+            placed = agreed(self.comm, lambda: to_device(sample, c.device))  # to be timed where it will run
+            costs = agreed_costs(self.model, placed, self.comm, dtype=c.dtype)
         return agreed(self.comm, lambda: assign(c.partition, items_of(self.model, c.dtype), devices, costs))
 
     def _loader(self, dataset: Any, batch: int, shuffle: bool) -> Loader:
@@ -217,7 +217,8 @@ class Job:
             dtype=float_dtype(self.config.dtype),
         )  # fmt: skip
 
-    def _here(self, batch: Batch) -> Batch:
+    def here(self, batch: Batch) -> Batch:
+        """Return a batch of the loader, or a piece of one, where the model is: on this rank's device."""
         device = self.config.device
         return replace(
             batch, inputs=to_device(batch.inputs, device), targets=to_device(batch.targets, device)
@@ -235,7 +236,7 @@ class Job:
         for i, piece in enumerate(pieces):
             moment = random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset)
             with moment, self.precision.context():
-                total += self.strategy.add_gradients(self._here(piece), divisor, last=i == len(pieces) - 1)
+                total += self.strategy.add_gradients(self.here(piece), divisor, last=i == len(pieces) - 1)
         self.strategy.finish_gradients()
         return float(self.strategy.batch_ranks.all_reduce(np.array([float(total)]))[0]) / batch.count
 
@@ -323,7 +324,7 @@ class Job:
         self.model.eval()
         for batch in self._loader(self.data.valid, c.batch, shuffle=False):
             # A rank without samples runs as well: with sharded parameters the others need its part of them.
-            here = self._here(batch)
+            here = self.here(batch)
             with self.precision.context():
                 loss, hits = self.strategy.evaluate(here.inputs, here.targets)
             sums += [loss, float(hits), batch.local_count]

@@ -32,7 +32,7 @@ def fullest(job: Job, batch: Batch) -> Held:
     Args:
         job: of any strategy but `Layers`, which has no moment between forward and backward. It takes no step; its
             gradients are lost.
-        batch: on which forward and backward run.
+        batch: of the job's loader, on which forward and backward run.
     """
     job.optimizer.zero_grad()
     job.model.zero_grad()
@@ -56,10 +56,10 @@ def fullest(job: Job, batch: Batch) -> Held:
 
             executor.watch = watch
             with strategy.inner.waiting(last=False):
-                executor.run(strategy.cut(batch), batch.count)
+                executor.run(strategy.cut(job.here(batch)), batch.count)
             executor.watch = lambda: None
         else:
-            piece = batch.split(job.config.accumulate)[0]
+            piece = job.here(batch.split(job.config.accumulate)[0])
             loss = job.model.loss(job.strategy.run(piece.inputs), piece.targets)
             edge = loss.edge()
             assert edge is not None

@@ -68,6 +68,19 @@ def test_clipping_limits_the_norm_of_the_whole_gradient() -> None:
         assert all(np.allclose(state[name], value, rtol=1e-10) for name, value in alone[1].items())
 
 
+def test_costs_are_measured_where_the_model_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Moved(np.ndarray):
+        pass
+
+    def agreed_costs(model: object, inputs: np.ndarray, comm: Communicator, dtype: str) -> list[float]:
+        assert type(inputs) is Moved and inputs.dtype == dtype
+        return [1.0] * len(model.blocks)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("minipar.training.to_device", lambda x, device: np.array(x).view(Moved))
+    monkeypatch.setattr("minipar.training.agreed_costs", agreed_costs)
+    assert all(launch(lambda: job(world(), "mlp", partition="cost").assignment is not None, 2))
+
+
 def test_one_rank_trains_the_plain_model() -> None:
     made = job(world(), "mlp")
     assert type(made.strategy) is Strategy
