@@ -81,6 +81,24 @@ def test_costs_are_measured_where_the_model_will_run(monkeypatch: pytest.MonkeyP
     assert all(launch(lambda: job(world(), "mlp", partition="cost").assignment is not None, 2))
 
 
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, {}), (2, {}), (2, {"zero": 1}), (2, {"partition": "bytes"}), (2, {"partition": "cost"})]
+)
+def test_batch_norm_is_refused_under_microbatches(ranks: int, layout: dict[str, object]) -> None:
+    """In every strategy, whoever cuts the batch: settings are refused before."""
+
+    def program() -> bool:
+        made = job(world(), "convnet", norm="batch", **layout)
+        (batch,) = made.loader.steps(1)
+        first, last = batch.split(2)
+        with pytest.raises(UsageError, match=r"batch norm.* use group norm"):
+            made.strategy.add_gradients(first, batch.count, last=False)
+        made.strategy.add_gradients(last, batch.count, last=True)
+        return made.strategy.batch_norm is not None
+
+    assert all(launch(program, ranks))
+
+
 def test_one_rank_trains_the_plain_model() -> None:
     made = job(world(), "mlp")
     assert type(made.strategy) is Strategy

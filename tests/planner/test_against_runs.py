@@ -77,6 +77,13 @@ def test_what_is_counted_runs_on_the_jobs_device(layout: Layout, monkeypatch: py
     assert all(launch(work, layout.ranks))
 
 
+@pytest.mark.parametrize("layout", [Layout(), Layout(dp=2), Layout(dp=2, zero=1)], ids=str)
+def test_a_model_with_batch_norm_is_counted_too(layout: Layout) -> None:
+    """Though it cannot put off the sum of its gradients, as it takes no microbatches."""
+    found = held_bytes(replace(settings("convnet"), norm="batch"), layout, FLOAT32)
+    assert found.gradients >= found.optimizer / 2 > 0  # which are two moments, each as large
+
+
 FP16 = on_the_wire(replace(PRECISIONS["fp16"], scores=4))  # as on a CPU, and as minipar sends
 MEMORY_CASES = [
     *((model, layout, FLOAT32) for model in ("mlp", "convnet", "gpt") for layout in (
