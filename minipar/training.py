@@ -43,6 +43,7 @@ from minipar.parallel.partition.profile import agreed_costs
 from minipar.parallel.pipeline.action import sizes as sizes_of
 from minipar.parallel.pipeline.resolve import resolve_schedule
 from minipar.parallel.strategies import Strategy, matrix_like
+from minipar.parallel.tensor_parallel.plans import DEFAULT_CUT
 from minipar.trace import DATA, OPTIMIZER, STEP, span, timed
 
 # A training that goes astray overflows; `TrainingFailed` says so, once, and NumPy's warnings add nothing.
@@ -181,7 +182,7 @@ class Job:
         parts += [r.aggregation] if r.aggregation != "all_reduce" else []
         parts += ["sequence parallel"] if r.sequence_parallel else []
         cut = self.mesh.tp.size > 1 and isinstance(self.model, ConvNet | PatchNet)
-        parts += [f"convolutions cut by {r.convolution}"] if cut else []
+        parts += [f"convolutions cut by {r.convolution or DEFAULT_CUT}"] if cut else []
         parts += [f"ZeRO {r.zero}"] if r.zero else []
         parts += [f"partition by {r.assignment.policy}"] if r.assignment is not None else []
         return ", ".join(part for part in parts if part)
@@ -200,8 +201,8 @@ class Job:
             return None
         ranks = self.comm.size
         if c.pp > 1:
-            schedule, pieces = c.schedule or "1f1b", microbatches_of(c)
-            ranks = c.pp * sizes_of(resolve_schedule(self.comm, schedule, c.pp, pieces, c.chunks)).chunks
+            schedule = resolve_schedule(self.comm, c.schedule, c.pp, microbatches_of(c), c.chunks)
+            ranks = c.pp * sizes_of(schedule).chunks
         devices, costs = agreed(self.comm, lambda: devices_of(c, ranks)), None
         if c.partition in STAGED_POLICIES:
             some = np.arange(min(c.batch, len(self.data.train)))

@@ -19,6 +19,7 @@ from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
 from minipar.files import replacing, told
 from minipar.models import GPT, Model, generate
+from minipar.parallel.pipeline.resolve import DEFAULT_SCHEDULE
 from minipar.parallel.strategies.layers import Layers
 from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest
@@ -234,7 +235,7 @@ def facts_of(job: Job) -> dict[str, Any]:
     return {
         "run": run_text(job),
         "microbatches": None if piped is None else piped.microbatches,
-        "schedule": None if piped is None else job.config.schedule or "1f1b",
+        "schedule": None if piped is None else job.config.schedule or DEFAULT_SCHEDULE,
     }
 
 
