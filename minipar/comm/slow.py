@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from minipar.comm.interface import Communicator, Work
 from minipar.comm.ledger import Ledger, vector_bytes
 from minipar.comm.levels import Levels
 from minipar.errors import UsageError
+from minipar.units import quantity
 
 LATENCY, BANDWIDTH, NODE_SIZE = "MINIPAR_LATENCY", "MINIPAR_BANDWIDTH", "MINIPAR_NODE_SIZE"
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
@@ -218,12 +218,8 @@ def parse_bandwidth(text: str) -> float:
 
 
 def _number(text: str, units: dict[str, float], option: str) -> float:
-    found = re.fullmatch(r"([0-9.]+)\s*(\S+)", text.strip())
-    try:
-        value = float(found[1]) * units[found[2]] if found else 0.0
-    except (KeyError, ValueError):
-        value = 0.0
-    if not value > 0:
+    value = quantity(text, units)
+    if not value:
         known, example = ", ".join(units), "1ms" if units is SECONDS else "100MB/s"
         raise UsageError(f"{option} {text} must be a number above zero with a unit ({known}), such as {example}")
     return value
