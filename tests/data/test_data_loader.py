@@ -243,6 +243,9 @@ def test_transform_must_keep_the_counts(transform):
 def test_arguments_are_checked(length, arguments, message):
     with pytest.raises(UsageError, match=message):
         Loader(Numbers(length), **({"batch": 2} | arguments))
+
+
+def test_numbers_of_steps_and_epochs_are_checked():
     with pytest.raises(UsageError):
         Loader(Numbers(5), 2).steps(-1)
     with pytest.raises(UsageError):
