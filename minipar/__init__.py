@@ -4,7 +4,7 @@ There is one model, and it is serial; each kind of parallelism is a wrapper from
 importing only from those above it in this list:
 
     0  backend, kernels, random, trace   where arrays live, fused loops, counter-based random numbers, spans;
-       files                             files that are whole or not at all
+       files, units                      files that are whole or not at all; sizes read and written
     1  tape, tensor, ops, gradcheck      reverse-mode differentiation and its primitives
     2  nn, recompute, optim, flat, amp, data, models
     3  comm, agreement                   communicators on threads and MPI, textbook collectives

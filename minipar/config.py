@@ -1,6 +1,7 @@
 """The training job's settings: one dataclass, from which the command line's options are made.
 
-A setting that has no meaning for a model is refused when it is given, never ignored.
+A setting that has no meaning for a model is refused when it is given, never ignored. Whether those of a layout go
+with each other is for `parallel.distribute.Recipe` to say.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from minipar.backend import FLOAT_DTYPES
 from minipar.data.tiles import parse_tiles
 from minipar.errors import UsageError
 from minipar.parallel.buckets import BUCKET_MB
-from minipar.parallel.data_parallel import AGGREGATIONS
+from minipar.parallel.data_parallel import ALL_AGGREGATIONS
 from minipar.parallel.partition.policies import POLICIES
-from minipar.parallel.pipeline.resolve import known_schedule
+from minipar.parallel.pipeline.resolve import DEFAULT_SCHEDULE
 from minipar.parallel.pipeline.schedules import SCHEDULES
 
 MODELS = ("mlp", "convnet", "gpt", "patchnet")
 OPTIMIZERS = ("adamw", "adam", "sgd")
 STAGED_POLICIES = ("cost", "devices")  # these place whole blocks, one stage a rank
-ALL_AGGREGATIONS = (*AGGREGATIONS, "local")
 
 
 def _option(
@@ -73,7 +73,7 @@ class TrainConfig:
     schedule: str | None = _option(
         None,
         f"with --pp: the order of work, {', '.join(SCHEDULES)}, or a CSV file of your own, a line a stage such"
-        " as 0F0,0F1,0B0,0B1 (minipar schedule NAME --csv FILE writes one) [default: 1f1b]",
+        f" as 0F0,0F1,0B0,0B1 (minipar schedule NAME --csv FILE writes one) [default: {DEFAULT_SCHEDULE}]",
     )
     microbatches: int | None = _option(
         None, "with --pp: pieces of the batch [default: twice the stages, or what the CSV file says]"
@@ -181,24 +181,11 @@ class TrainConfig:
             raise UsageError(f"--dropout is {self.dropout}, it must lie in [0, 1)")
         if self.momentum and self.optimizer != "sgd":
             raise UsageError(f"--momentum is for --optimizer sgd; {self.optimizer} has its own moments")
-        if self.average_every is not None and self.aggregation != "local":
-            raise UsageError("--average-every is for --aggregation local")
-        if self.overlap and self.aggregation != "all_reduce":
-            raise UsageError(
-                f"--overlap is for --aggregation all_reduce; {self.aggregation} sends after backward"
-            )
         if self.zero not in (0, 1, 2, 3):
             raise UsageError(f"--zero is {self.zero}, stages are 1, 2 and 3, and 0 is off")
-        for name in ("schedule", "microbatches", "chunks", "tiles"):
-            if getattr(self, name) is not None and self.pp == 1:
-                raise UsageError(f"--{name} describes a pipeline; give --pp above 1")
-        if self.schedule is not None:
-            known_schedule(self.schedule)
         if self.tiles is not None:
             parse_tiles(self.tiles)
         self._check_precision()
-        if self.convolution is not None and self.tp == 1:
-            raise UsageError("--convolution says how --tp cuts a convolution; give --tp above 1")
         if self.partition in STAGED_POLICIES and self.pp == 1 and self.dp not in (None, 1):
             raise UsageError(
                 f"--dp {self.dp} with --partition {self.partition}: its stages take all ranks, and no ranks share"

@@ -29,7 +29,10 @@ class MismatchError(CommunicationError):
 
 
 class HangError(CommunicationError):
-    """A wait reached the time-out; the message says what every rank was waiting for."""
+    """No rank can go on, or a wait reached the time-out; the message says what every rank was waiting for.
+
+    Rank-threads are seen to wait for each other as soon as they do; between processes only the time-out tells.
+    """
 
 
 class RankFailed(CommunicationError):

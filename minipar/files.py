@@ -1,10 +1,19 @@
-"""Files that come to be whole or not at all: written under a temporary name, then renamed."""
+"""Files that come to be whole or not at all: written under a temporary name, then renamed.
+
+What a run cannot write it tells in one line (`told`), which `agreed` then makes the same on every rank.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from minipar.errors import MiniparError
+
+
+class WriteFailed(MiniparError, RuntimeError):
+    """A file of a run's directory could not be written, though the directory could when the run began."""
 
 
 @contextmanager
@@ -28,3 +37,22 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_failed(path: Path, error: OSError, when: str = "") -> WriteFailed:
+    """Return what to raise where the system refuses to write `path`; `when` is as "after step 20"."""
+    at = f" {when}" if when else ""
+    return WriteFailed(f"{path} cannot be written{at}: {error.strerror or error}; make room, or give another --out")
+
+
+@contextmanager
+def told(path: Path, when: str = "") -> Iterator[None]:
+    """Tell what the system refuses inside in one line.
+
+    Raises:
+        WriteFailed: names the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise write_failed(path, error, when) from None

@@ -21,7 +21,7 @@ from minipar.parallel.partition.assignment import Assignment, Device
 from minipar.parallel.partition.devices import parse_devices, parse_memory, parse_speeds
 from minipar.parallel.partition.policies import assign, items_of
 from minipar.parallel.pipeline.action import sizes as sizes_of
-from minipar.parallel.pipeline.resolve import is_file
+from minipar.parallel.pipeline.resolve import DEFAULT_SCHEDULE, is_file
 from minipar.parallel.pipeline.schedules import build_schedule
 from minipar.parallel.tensor_parallel.parallelize import check_plan
 from minipar.parallel.tensor_parallel.plans import default_plan
@@ -63,9 +63,9 @@ def recipe_of(config: TrainConfig, assignment: Assignment | None) -> Recipe:
     """Return how the model is distributed over the mesh."""
     c: Any = config
     return Recipe(
-        sequence_parallel=c.sequence_parallel, convolution=c.convolution or "output", zero=c.zero,
-        assignment=assignment, aggregation=c.aggregation, average_every=c.average_every or 1,
-        bucket_mb=c.bucket_mb, overlap=c.overlap, schedule=c.schedule or "1f1b", microbatches=c.microbatches,
+        sequence_parallel=c.sequence_parallel, convolution=c.convolution, zero=c.zero,
+        assignment=assignment, aggregation=c.aggregation, average_every=c.average_every,
+        bucket_mb=c.bucket_mb, overlap=c.overlap, schedule=c.schedule, microbatches=c.microbatches,
         chunks=c.chunks, tiles=parse_tiles(c.tiles) if c.tiles else None, recompute=c.recompute,
         pipelined=c.pp > 1,
     )  # fmt: skip
@@ -92,9 +92,7 @@ def check_layout(config: TrainConfig, ranks: int, model: Model) -> dict[str, int
             stages_of(model, recipe_of(config, None), config.pp, chunks, str(config.dtype))
         if sizes["tp"] > 1:
             plan = default_plan(
-                model,
-                sequence_parallel=config.sequence_parallel,
-                convolution=config.convolution or "output",
+                model, sequence_parallel=config.sequence_parallel, convolution=config.convolution
             )
             check_plan(model, sizes["tp"], plan)
     except MiniparError as error:
@@ -111,7 +109,7 @@ def _blank_assignment(config: TrainConfig) -> Assignment | None:
 
 def _chunks(config: TrainConfig) -> int | None:
     """Return the virtual stages a rank; None where a file says it."""
-    schedule = config.schedule or "1f1b"
+    schedule = config.schedule or DEFAULT_SCHEDULE
     if config.pp == 1:
         return 1
     if is_file(schedule):

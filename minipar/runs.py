@@ -26,8 +26,8 @@ from minipar.backend import Array
 from minipar.comm.guard import numbered
 from minipar.config import TrainConfig
 from minipar.data import Vocabulary
-from minipar.errors import DataError, MiniparError, UsageError
-from minipar.files import replacing
+from minipar.errors import DataError, UsageError
+from minipar.files import WriteFailed, replacing, told, write_failed
 from minipar.models import GPT, Model
 from minipar.models import gpt2_weights as gpt2
 from minipar.plot import loss_curves, partition_bars, precision_histograms
@@ -35,10 +35,6 @@ from minipar.training import Job, StepRecord, build_model
 from minipar.weights import write_weights
 
 WEIGHTS = "model.safetensors"
-
-
-class WriteFailed(MiniparError, RuntimeError):
-    """A file of a run's directory could not be written, though the directory could when the run began."""
 
 
 class RunWriter:
@@ -109,7 +105,7 @@ class RunWriter:
                 self._metrics.write(json.dumps(asdict(record)) + "\n")
                 self._metrics.flush()  # so that a run can be watched, and a killed one keeps its history
             except OSError as error:
-                self.failure = self._failed("metrics.jsonl", error)
+                self.failure = write_failed(self.directory / "metrics.jsonl", error, self._when())
                 with contextlib.suppress(OSError):  # closing tries to write what is still in the buffer
                     self._metrics.close()
         return self.failure is None
@@ -149,19 +145,12 @@ class RunWriter:
         with self._told("precision.png"), replacing(self.directory / "precision.png") as path:
             precision_histograms(policy, path)
 
-    @contextlib.contextmanager
-    def _told(self, name: str) -> Iterator[None]:
+    def _told(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Tell what the system refuses in one line."""
-        try:
-            yield
-        except OSError as error:
-            raise self._failed(name, error) from None
+        return told(self.directory / name, self._when())
 
-    def _failed(self, name: str, error: OSError) -> WriteFailed:
-        return WriteFailed(
-            f"{self.directory / name} cannot be written after step {self.job.steps_done}: {error.strerror or error};"
-            " make room, or give another --out"
-        )
+    def _when(self) -> str:
+        return f"after step {self.job.steps_done}"
 
 
 def metrics_until(path: Path, step: int) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ from minipar.parallel.partition.profile import agreed_costs
 from minipar.parallel.pipeline.action import sizes as sizes_of
 from minipar.parallel.pipeline.resolve import resolve_schedule
 from minipar.parallel.strategies import Strategy, matrix_like
+from minipar.parallel.tensor_parallel.plans import DEFAULT_CUT
 from minipar.trace import DATA, OPTIMIZER, STEP, span, timed
 
 # A training that goes astray overflows; `TrainingFailed` says so, once, and NumPy's warnings add nothing.
@@ -169,6 +170,11 @@ class Job:
         self.steps_done = 0
         self.seconds_done = 0.0
 
+    @property
+    def samples_done(self) -> int:
+        """Samples of all steps taken, over all ranks; the last batch of an epoch may be smaller than the others."""
+        return self.loader.samples_of(self.steps_done)
+
     def layout(self) -> str:
         """Return in words how the ranks work together, as in "dp 2 × tp 2, ZeRO 1"; "" for one rank."""
         r = self.recipe
@@ -176,7 +182,7 @@ class Job:
         parts += [r.aggregation] if r.aggregation != "all_reduce" else []
         parts += ["sequence parallel"] if r.sequence_parallel else []
         cut = self.mesh.tp.size > 1 and isinstance(self.model, ConvNet | PatchNet)
-        parts += [f"convolutions cut by {r.convolution}"] if cut else []
+        parts += [f"convolutions cut by {r.convolution or DEFAULT_CUT}"] if cut else []
         parts += [f"ZeRO {r.zero}"] if r.zero else []
         parts += [f"partition by {r.assignment.policy}"] if r.assignment is not None else []
         return ", ".join(part for part in parts if part)
@@ -195,14 +201,14 @@ class Job:
             return None
         ranks = self.comm.size
         if c.pp > 1:
-            schedule, pieces = c.schedule or "1f1b", microbatches_of(c)
-            ranks = c.pp * sizes_of(resolve_schedule(self.comm, schedule, c.pp, pieces, c.chunks)).chunks
+            schedule = resolve_schedule(self.comm, c.schedule, c.pp, microbatches_of(c), c.chunks)
+            ranks = c.pp * sizes_of(schedule).chunks
         devices, costs = agreed(self.comm, lambda: devices_of(c, ranks)), None
         if c.partition in STAGED_POLICIES:
-            sample = self.data.train.fetch(
-                np.arange(min(c.batch, len(self.data.train))), float_dtype(c.dtype)
-            )[0]
-            costs = agreed_costs(self.model, sample, self.comm, dtype=c.dtype)
+            some = np.arange(min(c.batch, len(self.data.train)))
+            sample = self.data.train.fetch(some, float_dtype(c.dtype))[0]
+            placed = agreed(self.comm, lambda: to_device(sample, c.device))  # to be timed where it will run
+            costs = agreed_costs(self.model, placed, self.comm, dtype=c.dtype)
         return agreed(self.comm, lambda: assign(c.partition, items_of(self.model, c.dtype), devices, costs))
 
     def _loader(self, dataset: Any, batch: int, shuffle: bool) -> Loader:
@@ -212,7 +218,8 @@ class Job:
             dtype=float_dtype(self.config.dtype),
         )  # fmt: skip
 
-    def _here(self, batch: Batch) -> Batch:
+    def here(self, batch: Batch) -> Batch:
+        """Return a batch of the loader, or a piece of one, where the model is: on this rank's device."""
         device = self.config.device
         return replace(
             batch, inputs=to_device(batch.inputs, device), targets=to_device(batch.targets, device)
@@ -230,7 +237,7 @@ class Job:
         for i, piece in enumerate(pieces):
             moment = random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset)
             with moment, self.precision.context():
-                total += self.strategy.add_gradients(self._here(piece), divisor, last=i == len(pieces) - 1)
+                total += self.strategy.add_gradients(self.here(piece), divisor, last=i == len(pieces) - 1)
         self.strategy.finish_gradients()
         return float(self.strategy.batch_ranks.all_reduce(np.array([float(total)]))[0]) / batch.count
 
@@ -321,7 +328,7 @@ class Job:
         self.model.eval()
         for batch in self._loader(self.data.valid, c.batch, shuffle=False):
             # A rank without samples runs as well: with sharded parameters the others need its part of them.
-            here = self._here(batch)
+            here = self.here(batch)
             with self.precision.context():
                 loss, hits = self.strategy.evaluate(here.inputs, here.targets)
             sums += [loss, float(hits), batch.local_count]

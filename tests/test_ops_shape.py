@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minipar import ops
+from minipar.errors import UsageError
 from minipar.tensor import Tensor
 from tests.op_cases import listed, shape
 from tests.op_checks import check_dtypes, check_gradient
@@ -32,6 +33,14 @@ def test_values_follow_numpy():
     assert [p.shape for p in x.chunk(2, axis=1)] == [(2, 2, 4), (2, 1, 4)]
     assert x.split(4, axis=2)[0] is x
     assert [len(row) for row in x] == [3, 3]
+
+
+def test_transpose_takes_two_axes_or_none():
+    x = Tensor(np.zeros((2, 3, 4)))
+    assert ops.transpose(x).shape == (4, 3, 2)
+    for axes in ((1,), (None, 1)):
+        with pytest.raises(UsageError, match="give both, or neither"):
+            ops.transpose(x, *axes)
 
 
 def test_an_unused_piece_of_a_split_gets_zeros():

@@ -128,7 +128,8 @@ def finish(partial: Path, manifest: str) -> Path:
 
 def remove_old(directory: Path, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints; one that is half removed is not taken for a checkpoint."""
-    for old in checkpoints(directory)[:-keep]:
+    found = checkpoints(directory)
+    for old in found[: max(len(found) - keep, 0)]:
         going = old.with_name(old.name + PARTIAL)
         old.rename(going)
         shutil.rmtree(going)

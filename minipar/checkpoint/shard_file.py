@@ -1,4 +1,4 @@
-"""One safetensors file: written with its sum, checked, and read box by box.
+"""One safetensors file: written with its sum, and checked; `read` reads it box by box.
 
 A safetensors file is the length of its header (8 bytes), the header (JSON: name, dtype, shape and place of
 every tensor, padded with spaces to whole 8 bytes), and the tensors' bytes end to end. It is written here, and

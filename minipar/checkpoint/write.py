@@ -98,11 +98,11 @@ def save(
     Args:
         directory: of checkpoints; it is made if need be.
         config, layout, scalars: plain values for the manifest.
-        keep: remove all but so many of the newest checkpoints, once this one is complete.
+        keep: remove all but so many of the newest checkpoints, once this one is complete; None to keep all.
 
     Raises:
-        UsageError: ranks train parameters of their own (`own_mean`), there is a checkpoint of this step, another
-            job is saving into the directory, or an array has a dtype that cannot be stored.
+        UsageError: ranks train parameters of their own (`own_mean`), `keep` is below 1, there is a checkpoint of
+            this step, another job is saving into the directory, or an array has a dtype that cannot be stored.
         SaveFailed: it cannot be written, and earlier checkpoints are as they were; or it is complete, and old
             ones cannot be removed. On every rank.
     """
@@ -111,6 +111,8 @@ def save(
             "a checkpoint holds one state, and with aggregation local every rank has weights and moments of"
             " its own: use all_reduce or master"
         )
+    if keep is not None and keep < 1:
+        raise UsageError(f"keep is {keep}: the checkpoint that is saved stays, so give at least 1, or None for all")
     final = folder.checkpoint_path(directory, step)
     partial = final.with_name(f"step-{step:08d}{folder.PARTIAL}")
 

@@ -8,7 +8,8 @@ Costs are in the alpha-beta model, n bytes on N ranks, a message of m bytes taki
 additions nothing. Sources: R. Thakur, R. Rabenseifner and W. Gropp, "Optimization of collective
 communication operations in MPICH", 2005 (binomial tree, recursive doubling, Rabenseifner's algorithm);
 P. Patarasuk and X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations", 2009 (ring).
-A launch with a `Clock` measures exactly these costs where N divides n.
+A launch with a `Clock` measures exactly these costs where N divides n; the tree's where N is a power of two, and
+less for any other N (see there).
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def tree_all_reduce(comm: Communicator, x: Array, op: str = "sum") -> Array:
 
         2 ceil(lg N) (alpha + n beta)
 
-    The whole array moves at every level, and half of the ranks are idle after the first: short arrays only.
+    The whole array moves at every level, and half of the ranks are idle after the first: short arrays only. Where N
+    is no power of two one (alpha + n beta) less is measured: on the way up, the last rank that rank 0 hears of has a
+    smaller tree below it, so its part is there already.
 
         0 <- 1    2 <- 3    4 <- 5    6 <- 7      distance 1
         0 <------ 2         4 <------ 6           distance 2

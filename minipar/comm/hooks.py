@@ -1,7 +1,7 @@
 """One rank's failure ends the whole MPI job, and says which rank it was.
 
 Under plain `mpirun python script.py` a rank that raises waits in MPI_Finalize for ranks that wait for it.
-`install` makes every way of ending badly end the job at once, with the error's exit code: an exception in
+`Hooks` make every way of ending badly end the job at once, with the error's exit code: an exception in
 the program or in one of its threads, a non-zero `sys.exit`, and what the watchdog finds.
 
 Limit: `raise SystemExit(3)` cannot be seen from Python as `sys.exit(3)` can; a rank that ends so counts as

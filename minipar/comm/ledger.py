@@ -23,6 +23,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
+from minipar.backend import Array
+
+
+def vector_bytes(operation: str, x: Array, out: Array | None) -> int:
+    """Return the bytes of the whole vector that a reduction, broadcast or all-gather is about."""
+    return out.nbytes if operation == "all_gather" and out is not None else x.nbytes
+
 
 def ring_factor(operation: str, ranks: int) -> Fraction:
     """Return the elements a rank sends in the ring form of `operation`, as a multiple of its n."""

@@ -16,21 +16,38 @@ from minipar.errors import UsageError
 
 
 def two_levels(operation: str, n_bytes: float, ranks: int, nodes: int, node: Clock, cluster: Clock) -> float:
-    """Return the seconds of a collective on `ranks` ranks of each of `nodes` nodes.
+    """Return the seconds of a collective on `ranks` (k) of each of `nodes` (M) nodes; n as in `Clock.collective`.
 
-    All-reduce as Cho et al. 2019 ("BlueConnect") take it apart: a reduce-scatter of n bytes within the node, an
-    all-reduce of n/k between nodes for each of its k ranks, all at once, and an all-gather within. Any other
-    operation is itself on both levels. The k parts share nothing: every rank has its own way out of the node, as
-    GPU servers with a network card for each GPU have.
+    Every rank has its own way out of the node, as GPU servers with a network card for each GPU have, so the k ranks
+    of a node reach those of the same place in the other nodes all at once:
+
+        all_reduce          reduce_scatter of n within, all_reduce of n/k between, all_gather of n within
+        reduce_scatter      itself, of n within and n/k between; all_gather the other way round
+        broadcast, reduce   in k parts, n/k each between, cut and joined within; or n whole on both levels
+        all_to_all          of n within, which brings all for one place of any node there, and of n between
+        gather, scatter     n a rank between, with the root's node, and M n a rank within it
+        barrier and others  itself on both levels
+
+    All-reduce is that of Cho et al. 2019 ("BlueConnect"), the others follow its pattern.
     """
     if nodes == 1:
         return node.collective(operation, n_bytes, ranks)
     if ranks == 1:
         return cluster.collective(operation, n_bytes, nodes)
-    between = cluster.collective(operation, n_bytes / ranks, nodes)
+
+    def both(within: float, between: float) -> float:
+        return node.collective(operation, within, ranks) + cluster.collective(operation, between, nodes)
+
+    part = n_bytes / ranks
     if operation == "all_reduce":
-        return 2 * node.collective("reduce_scatter", n_bytes, ranks) + between
-    return node.collective(operation, n_bytes, ranks) + between
+        within = 2 * node.collective("reduce_scatter", n_bytes, ranks)
+        return within + cluster.collective(operation, part, nodes)
+    if operation in ("broadcast", "reduce"):
+        within = node.collective("scatter", part, ranks) + node.collective("all_gather", n_bytes, ranks)
+        return min(both(n_bytes, n_bytes), within + cluster.collective(operation, part, nodes))
+    if operation in ("gather", "scatter"):
+        return both(nodes * n_bytes, n_bytes)
+    return both(n_bytes, n_bytes if operation == "all_to_all" else part)
 
 
 @dataclass(frozen=True)

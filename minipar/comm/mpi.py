@@ -79,18 +79,20 @@ class MPICommunicator(Communicator):
 
     def _collective(self, call: Call, x: Array, out: Array | None) -> None:
         self._begin(call)
-        if type(x) is np.ndarray:
-            if call.operation == "all_reduce":  # the most frequent one, without a detour
-                self.mpi.Allreduce(IN_PLACE if x is out else x, out, reduction(call.op, call.dtype))
+        try:
+            if type(x) is np.ndarray:
+                if call.operation == "all_reduce":  # the most frequent one, without a detour
+                    self.mpi.Allreduce(IN_PLACE if x is out else x, out, reduction(call.op, call.dtype))
+                else:
+                    name, arguments = self._arguments(call, x, out)
+                    getattr(self.mpi, name)(*arguments)
             else:
-                name, arguments = self._arguments(call, x, out)
+                staged = stage(x, out, call.op)
+                name, arguments = self._arguments(call, staged.x, staged.out)
                 getattr(self.mpi, name)(*arguments)
-        else:
-            staged = stage(x, out, call.op)
-            name, arguments = self._arguments(call, staged.x, staged.out)
-            getattr(self.mpi, name)(*arguments)
-            unstage(staged)
-        self.journal.waiting = None
+                unstage(staged)
+        finally:  # also where MPI cannot reduce the dtype, which all have by then: a program may go on from that
+            self.journal.waiting = None
 
     def _start(self, call: Call, x: Array, out: Array) -> Work:
         staged = stage(x, out, call.op)

@@ -124,6 +124,7 @@ class MPIReceive(Work):
         self._complete = False
         self._source, self._tag = call.peer or 0, call.tag or 0
         self._header = bytearray(HEADER_BYTES)
+        self._told: tuple[tuple[int, ...], Any, bool] | None = None  # by the header
         self._announced = comm.side.Irecv(self._header, self._source, self._tag)
         self._line: deque[MPIReceive] = comm.incoming.setdefault((self._source, self._tag), deque())
         if call.shape is not None and not self._line and not (out is None and may_lie_on_a_gpu()):
@@ -148,7 +149,9 @@ class MPIReceive(Work):
         return True
 
     def _read(self) -> tuple[tuple[int, ...], Any, bool]:
-        """Return what the header says, if it is what this receive expects."""
+        """Return what the header says, once it is there, if it is what this receive expects."""
+        if self._told is not None:
+            return self._told
         shape, dtype, gpu = read_header(self._header)
         call, comm = self._call, self._comm
         if call.shape is not None and (call.shape, call.dtype) != (shape, dtype):
@@ -157,7 +160,8 @@ class MPIReceive(Work):
                 f"rank {comm.members[comm.rank]} called {call}; rank {comm.members[self._source]} sent "
                 f"{shape} {dtype}: they differ in shape or dtype"
             )
-        return shape, dtype, gpu
+        self._told = shape, dtype, gpu
+        return self._told
 
     def wait(self) -> Any:
         if not self._complete:
@@ -177,6 +181,9 @@ class MPIReceive(Work):
         return self._out
 
     def done(self) -> bool:
-        return self._complete or (
-            self._post_line(block=False) and bool(self._announced.Test()) and bool(self._data.Test())
-        )
+        if self._complete:
+            return True
+        if not (self._post_line(block=False) and self._announced.Test()):
+            return False
+        self._read()  # before the data, of which MPI would only say that it does not fit
+        return bool(self._data.Test())

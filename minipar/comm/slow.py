@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,9 +24,10 @@ from minipar.backend import Array
 from minipar.comm.clock import Clock
 from minipar.comm.guard import Call
 from minipar.comm.interface import Communicator, Work
-from minipar.comm.ledger import Ledger
+from minipar.comm.ledger import Ledger, vector_bytes
 from minipar.comm.levels import Levels
 from minipar.errors import UsageError
+from minipar.units import quantity
 
 LATENCY, BANDWIDTH, NODE_SIZE = "MINIPAR_LATENCY", "MINIPAR_BANDWIDTH", "MINIPAR_NODE_SIZE"
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
@@ -57,15 +57,19 @@ class SlowCommunicator(Communicator):
     # Collectives --------------------------------------------------------------------------------------
 
     def _after(self, call: Call, nbytes: int, operation: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a blocking operation and return its result when it would have arrived."""
-        began = np.array([time.monotonic()])
-        self.settle()
+        """Run a blocking operation and return its result when it would have arrived.
+
+        The operation comes first, and so does its check that all ranks mean the same. The stamp tells all of them
+        when the last began and the largest size, which is not the same on each where lists of arrays are sent.
+        """
+        stamp = np.array([time.monotonic(), nbytes])
         result = operation(call, *arguments)
-        latest = float(self.stamps.all_reduce_(began, op="max")[0])
-        sleep_until(self.ends(call, nbytes, latest))
+        latest, largest = self.stamps.all_reduce_(stamp, op="max").tolist()
+        self.settle()
+        sleep_until(self.ends(call, largest, latest))
         return result
 
-    def ends(self, call: Call, nbytes: int, latest: float) -> float:
+    def ends(self, call: Call, nbytes: float, latest: float) -> float:
         """Return when a collective ends that its last rank began at `latest`; the wire is taken until then."""
         seconds = self.network.collective(call.operation, nbytes, self.members)
         self.busy_until = max(latest, self.busy_until) + seconds
@@ -77,11 +81,11 @@ class SlowCommunicator(Communicator):
             self._queue.popleft().settle()
 
     def _collective(self, call: Call, x: Array, out: Array | None) -> None:
-        self._after(call, _size(call, x, out), self.inner._collective, x, out)
+        self._after(call, vector_bytes(call.operation, x, out), self.inner._collective, x, out)
 
     def _start(self, call: Call, x: Array, out: Array) -> Work:
         stamp = self.stamps.all_reduce_async_(np.array([time.monotonic()]), op="max")
-        work = SlowCollective(self, call, _size(call, x, out), self.inner._start(call, x, out), stamp)
+        work = SlowCollective(self, call, vector_bytes(call.operation, x, out), self.inner._start(call, x, out), stamp)
         self._queue.append(work)
         return work
 
@@ -91,13 +95,11 @@ class SlowCommunicator(Communicator):
 
     def _scatter(self, call: Call, parts: Sequence[Array] | None) -> Array:
         largest = max((part.nbytes for part in parts or ()), default=0)
-        size = int(self.stamps.all_reduce_(np.array([largest]), op="max")[0])  # known to the root alone
-        return self._after(call, size, self.inner._scatter, parts)
+        return self._after(call, largest, self.inner._scatter, parts)
 
     def _all_to_all(self, call: Call, parts: Sequence[Array]) -> list[Array]:
         mine = sum(part.nbytes for part in parts)
-        size = int(self.stamps.all_reduce_(np.array([mine]), op="max")[0])
-        received: list[Array] = self._after(call, size, self.inner._all_to_all, parts)
+        received: list[Array] = self._after(call, mine, self.inner._all_to_all, parts)
         return received
 
     def _barrier(self, call: Call) -> None:
@@ -136,11 +138,6 @@ class SlowCommunicator(Communicator):
 
     def now(self) -> float:
         return self.inner.now()
-
-
-def _size(call: Call, x: Array, out: Array | None) -> int:
-    """Return the bytes of the whole vector that a collective is about, as the ledger counts them."""
-    return out.nbytes if call.operation == "all_gather" and out is not None else x.nbytes
 
 
 def sleep_until(moment: float) -> None:
@@ -221,12 +218,8 @@ def parse_bandwidth(text: str) -> float:
 
 
 def _number(text: str, units: dict[str, float], option: str) -> float:
-    found = re.fullmatch(r"([0-9.]+)\s*(\S+)", text.strip())
-    try:
-        value = float(found[1]) * units[found[2]] if found else 0.0
-    except (KeyError, ValueError):
-        value = 0.0
-    if not value > 0:
+    value = quantity(text, units)
+    if not value:
         known, example = ", ".join(units), "1ms" if units is SECONDS else "100MB/s"
         raise UsageError(f"{option} {text} must be a number above zero with a unit ({known}), such as {example}")
     return value

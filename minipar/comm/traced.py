@@ -17,6 +17,7 @@ import numpy as np
 from minipar.backend import Array
 from minipar.comm.guard import Call
 from minipar.comm.interface import Communicator, Work
+from minipar.comm.ledger import vector_bytes
 from minipar.trace import COLLECTIVE, FLIGHT, WAIT, Trace
 
 EXCHANGES = 20  # of the ping-pong that compares two clocks; the quickest is believed
@@ -56,13 +57,13 @@ class TracedCommunicator(Communicator):
     # Collectives --------------------------------------------------------------------------------------
 
     def _collective(self, call: Call, x: Array, out: Array | None) -> None:
-        self._blocking(call, _size(call, x, out), self.inner._collective, x, out)
+        self._blocking(call, vector_bytes(call.operation, x, out), self.inner._collective, x, out)
 
     def _start(self, call: Call, x: Array, out: Array) -> Work:
         if not self.trace.on:
             return self.inner._start(call, x, out)
         start = self.trace.now()
-        return TracedWork(self, self.inner._start(call, x, out), call, _size(call, x, out), start)
+        return TracedWork(self, self.inner._start(call, x, out), call, vector_bytes(call.operation, x, out), start)
 
     def _gather(self, call: Call, x: Array) -> list[Array] | None:
         parts: list[Array] | None = self._blocking(call, x.nbytes, self.inner._gather, x)
@@ -114,11 +115,6 @@ class TracedCommunicator(Communicator):
 
     def now(self) -> float:
         return self.inner.now()
-
-
-def _size(call: Call, x: Array, out: Array | None) -> int:
-    """Return the bytes of the whole vector that a collective is about, as the ledger counts them."""
-    return out.nbytes if call.operation == "all_gather" and out is not None else x.nbytes
 
 
 class TracedWork(Work):

@@ -20,9 +20,12 @@ from minipar.plot import loss_curves, scaling_curve, smoothed
 from minipar.runs import read_history
 
 # Settings that say what is computed, whatever the layout; the others do not change how much work a step is.
-WORK = ("model", "data", "batch", "seq_len", "vocab", "width", "layers", "heads", "norm", "dtype", "amp", "device")
-
-
+WORK = (
+    "model", "data", "batch", "seq_len", "vocab", "width", "layers", "heads", "tied", "patch", "norm",
+    "optimizer", "recompute", "dtype", "amp", "precision_policy", "device",
+)  # fmt: skip
+# Of these, whether there is any: a probability of 0.2 is as much work as one of 0.1.
+SWITCHES = ("dropout", "momentum", "weight_decay", "clip")
 WIDTH = 130  # of what is no terminal
 
 
@@ -47,7 +50,8 @@ class Past:
     @property
     def work(self) -> tuple[Any, ...]:
         """What runs that are points of one scaling curve have in common."""
-        return tuple(self.config.get(key) for key in WORK)
+        same = [self.config.get(key) for key in WORK]
+        return *same, *(bool(self.config.get(key)) for key in SWITCHES)
 
 
 def past_run(directory: Path, name: str) -> Past:

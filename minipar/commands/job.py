@@ -17,7 +17,9 @@ from minipar.commands.report import console, progress, say, verify_table
 from minipar.config import TrainConfig
 from minipar.data import Data, Vocabulary
 from minipar.errors import UsageError
+from minipar.files import replacing, told
 from minipar.models import GPT, Model, generate
+from minipar.parallel.pipeline.resolve import DEFAULT_SCHEDULE
 from minipar.parallel.strategies.layers import Layers
 from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest
@@ -113,11 +115,10 @@ def run_training(
         say(screen, {
             "": "",
             "validation": f"loss {validation['loss']:.3f} nats, accuracy {validation['accuracy']:.1%}",
-            "time": f"{seconds:.0f} s, {job.steps_done * (config.batch or 0) / seconds:,.0f} samples/s",
+            "time": f"{seconds:.0f} s, {job.samples_done / seconds:,.0f} samples/s",
             "loss curve": out / "loss.png",
             "weights": out / WEIGHTS,
-            **({"trace": f"{out / 'gantt.png'}; minipar trace show {out} says more"} if tracing else {}),
-            **({"memory": memory} if tracing else {}),
+            **({"trace": recorder.summary(), "memory": memory} if recorder else {}),
         })  # fmt: skip
         if config.model == "gpt":
             screen.print("\nsample of what it writes:\n")
@@ -134,15 +135,22 @@ def draw_memory(job: Job, out: Path) -> str:
     """Draw what each rank of a job that has trained holds at its fullest, by kind; return where to. Collective.
 
     One more batch runs forward and backward, and no step is taken: so this comes when all else is done.
+
+    Raises:
+        WriteFailed: on every rank.
     """
     if isinstance(job.strategy, Layers):
         return "not counted where a policy places whole layers: they run forward and backward in one go"
     (batch,) = job.loader.steps(1)
     ranks = job.comm.all_gather_object(vars(fullest(job, batch)))
-    if job.comm.rank == 0:
-        held = {f"rank {rank}": kinds for rank, kinds in enumerate(ranks)}
-        memory_bars(held, out / MEMORY, title=run_text(job))
-    return str(out / MEMORY)
+    picture = out / MEMORY
+
+    def draw() -> None:
+        with told(picture), replacing(picture) as path:
+            memory_bars({f"rank {rank}": kinds for rank, kinds in enumerate(ranks)}, path, title=run_text(job))
+
+    agreed(job.comm, draw if job.comm.rank == 0 else lambda: None)
+    return str(picture)
 
 
 def stopped_line(job: Job, saved: Path | None) -> str:
@@ -227,7 +235,7 @@ def facts_of(job: Job) -> dict[str, Any]:
     return {
         "run": run_text(job),
         "microbatches": None if piped is None else piped.microbatches,
-        "schedule": None if piped is None else job.config.schedule or "1f1b",
+        "schedule": None if piped is None else job.config.schedule or DEFAULT_SCHEDULE,
     }
 
 

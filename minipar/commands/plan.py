@@ -7,7 +7,6 @@ the best layouts are run here, and what was predicted stands beside what was mea
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from minipar.commands.plan_run import SHOWN, draw_plan, run_best
 from minipar.commands.report import console
 from minipar.config import TrainConfig
 from minipar.errors import UsageError
-from minipar.parallel.partition.devices import UNITS
-from minipar.planner.explain import advice, bytes_text, seconds_text, winner_text
+from minipar.planner.explain import advice, seconds_text, winner_text
 from minipar.planner.layout import PRECISIONS, Precision
 from minipar.planner.machine import Machine, read_machine
 from minipar.planner.plan import Candidate, Plan, plan
 from minipar.planner.presets import BATCHES, GPUS, MODELS, preset
 from minipar.planner.shapes import Shape, shape_of
 from minipar.training import build_model, load_data
+from minipar.units import BYTES, bytes_text, quantity
 
 MACHINE_FILE = Path("machine.json")
 REASONS = 8
@@ -106,16 +105,11 @@ def machine_of(name: str | None, network: str | None) -> Machine:
 
 def parse_bytes(text: str) -> float:
     """Return the bytes of "80GiB"."""
-    for unit in sorted(UNITS, key=len, reverse=True):
-        if text.endswith(unit):
-            try:
-                value = float(text[: len(text) - len(unit)] if unit else text) * UNITS[unit]
-            except ValueError:
-                break
-            if math.isfinite(value) and value > 0:
-                return value
-            break
-    raise UsageError(f"--memory {text} must be a number above zero with a unit ({', '.join(u for u in UNITS if u)})")
+    value = quantity(text, BYTES)
+    if not value:
+        known = ", ".join(unit for unit in BYTES if unit)
+        raise UsageError(f"--memory {text} must be a number above zero with a unit ({known})")
+    return value
 
 
 def precision_of(name: str | None, machine: Machine) -> Precision:

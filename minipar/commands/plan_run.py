@@ -12,13 +12,14 @@ from minipar.commands.report import console
 from minipar.config import TrainConfig
 from minipar.errors import DataError
 from minipar.parallel.pipeline.simulator import Timeline
-from minipar.planner.explain import bytes_text, pace_text, seconds_text, step_parts
+from minipar.planner.explain import pace_text, seconds_text, step_parts
 from minipar.planner.layout import Layout
 from minipar.planner.plan import Plan
 from minipar.planner.reference import CALM
 from minipar.planner.run_layouts import config_of, run_layouts
 from minipar.planner.step_time import predict
 from minipar.plot import gantt_pair, memory_bars, plan_comparison
+from minipar.units import bytes_text
 
 SHOWN = 10  # layouts in the table and the pictures
 

@@ -24,7 +24,6 @@ from minipar.plot import gantt
 from minipar.timeline import legend, reading, timeline_text
 
 STAGES, MICROBATCHES = 4, 8
-MOST_ACTIONS = 500_000
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -62,10 +61,6 @@ def schedule_command(
         schedule = read_csv(Path(name))
     else:
         p, m = STAGES if stages is None else stages, MICROBATCHES if microbatches is None else microbatches
-        if 2 * p * m * max(chunks or 1, 1) > MOST_ACTIONS:
-            raise UsageError(
-                f"schedule: {p} stages and {m} microbatches are more than {MOST_ACTIONS:,} actions"
-            )
         known_schedule(name)
         schedule = build_schedule(name, p, m, chunks)
     report, timeline = checked(schedule), simulate(schedule, prices)

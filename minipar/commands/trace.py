@@ -108,7 +108,7 @@ def traffic_table(report: TraceReport) -> Table:
     """Return the table of communication: a line an operation and group, means over the ranks of the run."""
     from rich.table import Table
 
-    from minipar.traces.advice import bytes_in_words
+    from minipar.units import bytes_text
 
     table = Table()
     for title in ("operation", "group", "calls", "bytes a call", "exposed", "transfer"):
@@ -116,7 +116,7 @@ def traffic_table(report: TraceReport) -> Table:
     parts = report.steps * len(report.ranks)
     for (operation, group), row in sorted(report.traffic.items(), key=lambda item: -item[1].exposed):
         exposed, transfer = (f"{seconds / parts * 1e3:.2f} ms" for seconds in (row.exposed, row.transfer))
-        size = bytes_in_words(row.bytes / row.calls) if row.calls else ""
+        size = bytes_text(row.bytes / row.calls) if row.calls else ""
         message = operation in ("send", "recv")
         table.add_row(operation, group, f"{row.calls / parts:.3g}", size, exposed, "" if message else transfer)
     table.caption = "a rank and step"

@@ -92,6 +92,12 @@ class Loader:
         """Batches in an epoch."""
         return self.length // self.batch if self.drop_last else -(-self.length // self.batch)
 
+    def samples_of(self, steps: int) -> int:
+        """Samples in the first `steps` batches, from the start of the first epoch on."""
+        epochs, rest = divmod(steps, len(self))
+        in_an_epoch = len(self) * self.batch if self.drop_last else self.length
+        return epochs * in_an_epoch + rest * self.batch
+
     # --- iterating ---------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Batch]:

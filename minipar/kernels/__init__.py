@@ -1,7 +1,8 @@
-"""The inner loops of the engine, as fused functions on raw arrays: one contract, two implementations.
+"""The inner loops of the engine, as fused functions on raw arrays: one contract, three implementations.
 
 `plain` is each kernel's formula in any array module, to be read and to test against; `cpu` has the same
-names, written for NumPy so that blocks stay in cache and no pass over memory is wasted. Code above asks
+names, written for NumPy so that blocks stay in cache and no pass over memory is wasted; `gpu` has them for
+CuPy, fused into CUDA kernels where a formula would make many passes, else the plain ones. Code above asks
 `of(x)` for the one that suits an array:
 
     y = kernels.of(x).gelu(x)

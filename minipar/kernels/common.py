@@ -1,7 +1,7 @@
-"""What both sets of kernels share: the working precision, the sizes of windows, the checks of indices.
+"""What all sets of kernels share: the working precision, the sizes of windows, the checks of indices.
 
-Every check that can refuse a user's array is here, so that the fast kernels and the plain ones refuse
-the same things with the same words.
+Every check that kernels make is here, so that the fast ones and the plain ones refuse the same things with
+the same words.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from minipar.backend import Array, array_module
+from minipar.errors import UsageError
 from minipar.ops.elementwise import unbroadcast
 from minipar.tensor import Tensor, primitive
 
@@ -30,8 +31,10 @@ def swapaxes(x, a, b):
 
 def transpose(x: Tensor, a: int | None = None, b: int | None = None) -> Tensor:
     """Swap axes a and b (PyTorch's meaning); without them reverse all axes."""
-    if a is None or b is None:
+    if a is None and b is None:
         return permute(x, tuple(reversed(range(x.ndim))))
+    if a is None or b is None:
+        raise UsageError("transpose swaps two axes: give both, or neither to reverse all of them")
     return swapaxes(x, a, b)
 
 

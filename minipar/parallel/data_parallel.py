@@ -24,6 +24,7 @@ from minipar.tape import Backward, running_backward
 from minipar.tensor import Tensor
 
 AGGREGATIONS = ("all_reduce", "master")
+ALL_AGGREGATIONS = (*AGGREGATIONS, "local")  # with that of `LocalSGD`
 MASTER = 0
 
 

@@ -21,11 +21,12 @@ from minipar.errors import UsageError
 from minipar.mesh import Mesh
 from minipar.models import Model
 from minipar.parallel.buckets import BUCKET_MB
+from minipar.parallel.data_parallel import ALL_AGGREGATIONS
 from minipar.parallel.partition.assignment import Assignment
 from minipar.parallel.partition.policies import by_cost, items_of
 from minipar.parallel.pipeline.action import Schedule, sizes
 from minipar.parallel.pipeline.executor import Executor
-from minipar.parallel.pipeline.resolve import resolve_schedule
+from minipar.parallel.pipeline.resolve import known_schedule, resolve_schedule
 from minipar.parallel.pipeline.stage import Stage, check_cuts
 from minipar.parallel.pipeline.tile_check import check_tiles
 from minipar.parallel.strategies import (
@@ -50,13 +51,14 @@ class Recipe:
     Attributes:
         plan: how layers are cut over mesh.tp; None for the model's default.
         sequence_parallel: also cut activations between the cut layers along the sequence.
-        convolution: how a ConvNet's convolutions are cut: output, input or region.
+        convolution: how convolutions are cut: output, input or region; None for output, or what `plan` says.
         zero: ZeRO stage over mesh.dp; 0 for plain data parallelism.
         assignment: parameters laid over ranks by a policy; one with stages runs layers on different ranks.
         aggregation: "all_reduce", "master", or "local" (parameter averaging).
-        average_every: steps between averages, for "local".
+        average_every: steps between averages, for "local"; None for 1.
         bucket_mb, overlap: see `DataParallel`; None for its default, and where gradients have no buckets.
-        schedule: of the pipeline over mesh.pp: a name in `pipeline.schedules`, a CSV file, or lists of actions.
+        schedule: of the pipeline over mesh.pp: a name in `pipeline.schedules`, a CSV file, or lists of actions; None
+            for 1F1B.
         microbatches: pieces of each part of the batch in a pipeline; by default twice the stages, or what a
             schedule that is no name says.
         chunks: virtual stages a rank, for the interleaved schedule.
@@ -68,14 +70,14 @@ class Recipe:
 
     plan: Plan | None = None
     sequence_parallel: bool = False
-    convolution: str = "output"
+    convolution: str | None = None
     zero: int = 0
     assignment: Assignment | None = None
     aggregation: str = "all_reduce"
-    average_every: int = 1
+    average_every: int | None = None
     bucket_mb: float | None = None
     overlap: bool | None = None
-    schedule: str | Schedule = "1f1b"
+    schedule: str | Schedule | None = None
     microbatches: int | None = None
     chunks: int | None = None
     tiles: tuple[int, int] | None = None
@@ -88,7 +90,7 @@ class Recipe:
         return self.pipelined if staged else sizes["pp"] > 1
 
     def check(self, sizes: Mapping[str, int]) -> None:
-        """Refuse combinations that cannot be, or that nobody has given a meaning.
+        """Refuse combinations that cannot be, or that nobody has given a meaning, and options that would do nothing.
 
         Args:
             sizes: the mesh's, by axis (`Mesh.shape`).
@@ -97,10 +99,16 @@ class Recipe:
             UsageError: names the two and the reason.
         """
         pp, tp = sizes["pp"], sizes["tp"]
+        self._check_aggregation()
+        self._check_pipeline(sizes)
         if self.sequence_parallel and tp == 1:
             raise UsageError(
                 "sequence parallelism cuts activations over tensor-parallel ranks: it needs --tp above 1"
             )
+        if self.convolution is not None and tp == 1:
+            raise UsageError("--convolution says how --tp cuts a convolution; give --tp above 1")
+        if self.convolution is not None and self.plan is not None:
+            raise UsageError("a plan says itself how it cuts each convolution: leave convolution out, or the plan")
         staged = self.assignment is not None and self.assignment.stages is not None
         if self.assignment is not None and not (staged and self.pipelined):
             if tp > 1 or self.zero or self.aggregation != "all_reduce":
@@ -131,8 +139,6 @@ class Recipe:
                 f"partition by {self.assignment.policy} with a pipeline is refused: it places parameters, not"
                 " whole blocks; use cost or devices, or leave it out"
             )
-        if self.tiles is not None and not self.is_pipeline(sizes):
-            raise UsageError("tiles are the microbatches of a pipeline: give --pp above 1")
         if self.tiles is not None and tp > 1:
             raise UsageError("tiles with tensor parallelism are refused: no plan cuts a layer of such a model")
         if self.tiles is not None and self.microbatches not in (None, math.prod(self.tiles)):
@@ -141,6 +147,26 @@ class Recipe:
                 f" microbatches, {math.prod(self.tiles)} of them; leave --microbatches out"
             )
 
+    def _check_aggregation(self) -> None:
+        """Refuse an unknown aggregation, and what is about another one."""
+        if self.aggregation not in ALL_AGGREGATIONS:
+            raise UsageError(
+                f"aggregation {self.aggregation!r} is unknown: use one of {', '.join(ALL_AGGREGATIONS)}"
+            )
+        if self.average_every is not None and self.aggregation != "local":
+            raise UsageError("--average-every is for --aggregation local")
+        if self.overlap and self.aggregation != "all_reduce":
+            raise UsageError(
+                f"--overlap is for --aggregation all_reduce; {self.aggregation} sends after backward"
+            )
+
+    def _check_pipeline(self, sizes: Mapping[str, int]) -> None:
+        """Refuse what describes a pipeline where there is none, and a schedule's name that nobody knows."""
+        for name in ("schedule", "microbatches", "chunks", "tiles"):
+            if getattr(self, name) is not None and not self.is_pipeline(sizes):
+                raise UsageError(f"--{name} describes a pipeline; give --pp above 1")
+        if isinstance(self.schedule, str):
+            known_schedule(self.schedule)
 
     def _check_buckets(self, sizes: Mapping[str, int]) -> None:
         """Refuse what says how gradients travel in buckets where there are none."""
@@ -199,7 +225,7 @@ def _strategy(model: Model, mesh: Mesh, recipe: Recipe, seed: int, dtype: str, d
     if recipe.assignment is not None:
         return ByOwner(model, mesh.dp, recipe.assignment)
     if recipe.aggregation == "local":
-        return AveragedParameters(model, mesh.dp, mesh.tp, recipe.average_every, recipe.largest_bucket)
+        return AveragedParameters(model, mesh.dp, mesh.tp, recipe.average_every or 1, recipe.largest_bucket)
     if mesh.dp.size == 1:
         return Strategy(model, mesh.dp, mesh.tp)
     return Replicas(

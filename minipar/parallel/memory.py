@@ -175,9 +175,11 @@ def zero_formula(numel: int, ranks: int, stage: int, itemsize: int, state: int) 
         itemsize: bytes of an element.
         state: arrays of state that the optimizer keeps (2 for Adam, 1 for momentum, 0 for plain SGD).
     """
-    whole, part = Fraction(numel * itemsize), Fraction(numel * itemsize, ranks)
-    return {
-        "parameters": part if stage >= 3 else whole,
-        "gradients": part if stage >= 2 else whole,
-        "optimizer": state * (part if stage >= 1 else whole),
-    }
+    size, parts = numel * itemsize, zero_parts(ranks, stage)
+    return {kind: part * size * (state if kind == "optimizer" else 1) for kind, part in parts.items()}
+
+
+def zero_parts(ranks: int, stage: int) -> dict[str, Fraction]:
+    """Return which part of a model's parameters, gradients and optimizer state one of the ranks holds."""
+    first = {"parameters": 3, "gradients": 2, "optimizer": 1}  # the stage from which on it is divided
+    return {kind: Fraction(1, ranks if stage >= divided else 1) for kind, divided in first.items()}

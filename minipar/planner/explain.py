@@ -8,6 +8,7 @@ from minipar.planner.machine import Machine
 from minipar.planner.memory import memory
 from minipar.planner.plan import Candidate, Plan
 from minipar.planner.step_time import predict
+from minipar.units import bytes_text
 
 GIB = 2**30
 NEAR = 0.02  # differences below this part of the winner's step are no reason
@@ -19,14 +20,6 @@ def seconds_text(seconds: float) -> str:
         if seconds * factor >= 1 or unit == "µs":
             return f"{seconds * factor:.3g} {unit}"
     raise AssertionError("unreachable")
-
-
-def bytes_text(n: float) -> str:
-    """Return bytes with three digits and a binary unit."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}" if n / size < 1000 else f"{n / size:,.0f} {unit}"
-    return f"{n:.0f} B"
 
 
 def pace_text(pace: float) -> str:

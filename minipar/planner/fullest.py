@@ -27,12 +27,13 @@ def fullest(job: Job, batch: Batch) -> Held:
 
     Parameters, their copies of mixed precision, and optimizer state are those between steps; gradients those at the
     end of the last backward, before ranks sum them; activations those after a forward, at a pipeline's fullest
-    action, or where a recomputed block's come back.
+    action, or where a recomputed block's come back. The gradients of a model with batch norm, which takes no
+    microbatches, are those after the sum.
 
     Args:
         job: of any strategy but `Layers`, which has no moment between forward and backward. It takes no step; its
             gradients are lost.
-        batch: on which forward and backward run.
+        batch: of the job's loader, on which forward and backward run.
     """
     job.optimizer.zero_grad()
     job.model.zero_grad()
@@ -43,8 +44,9 @@ def fullest(job: Job, batch: Batch) -> Held:
     def count(*more: Root) -> None:
         seen.append(held(counted, under_way=[*roots, *more]))
 
+    whole = job.strategy.batch_norm is not None  # then the sum cannot be put off
     moment = random.at(seed=job.config.seed, step=job.steps_done, first_sample=batch.offset)
-    with moment, job.precision.context(), job.strategy.waiting(last=False), _replays(counted, count):
+    with moment, job.precision.context(), job.strategy.waiting(last=whole), _replays(counted, count):
         if isinstance(job.strategy, Pipelined):
             strategy, executor = job.strategy, job.strategy.executor
 
@@ -56,10 +58,10 @@ def fullest(job: Job, batch: Batch) -> Held:
 
             executor.watch = watch
             with strategy.inner.waiting(last=False):
-                executor.run(strategy.cut(batch), batch.count)
+                executor.run(strategy.cut(job.here(batch)), batch.count)
             executor.watch = lambda: None
         else:
-            piece = batch.split(job.config.accumulate)[0]
+            piece = job.here(batch.split(job.config.accumulate)[0])
             loss = job.model.loss(job.strategy.run(piece.inputs), piece.targets)
             edge = loss.edge()
             assert edge is not None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+from minipar.parallel.buckets import BUCKET_MB
 from minipar.planner.collectives import Cost, axis_groups, collective
 from minipar.planner.layout import Layout, Precision
 from minipar.planner.machine import Machine
 from minipar.planner.op_time import Passes
 from minipar.planner.shapes import Block
 
-BUCKET = 4 * 2**20  # bytes: `DataParallel`'s default
+BUCKET = BUCKET_MB * 2**20  # bytes: `DataParallel`'s default
 
 
 def hidden_behind(durations: Sequence[float], ready: Sequence[float], busy_until: float) -> float:
@@ -76,11 +77,9 @@ def data_parallel(
     units = [float(b.parameters * precision.weights) for b in blocks if b.parameters]
     operation = "all_reduce" if layout.zero == 0 else "reduce_scatter"
     if layout.zero:  # units of one block each, summed as soon as the block's backward is over
-        ends = list(accumulate(reversed(backward)))[::-1]
+        ends = accumulate(reversed(backward))
         buckets = [
-            (float(b.parameters * precision.gradients), end)
-            for b, end in zip(reversed(blocks), reversed(ends))
-            if b.parameters
+            (float(b.parameters * precision.gradients), end) for b, end in zip(reversed(blocks), ends) if b.parameters
         ]
     known: dict[tuple[str, float], Cost] = {}  # many buckets and units are of one size
 

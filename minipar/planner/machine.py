@@ -130,8 +130,9 @@ class Measured:
     def collective(self, operation: str, n_bytes: float, ranks: int) -> float | None:
         """Return the seconds of a collective on this many ranks; None if it was not measured.
 
-        Between the measured sizes they are interpolated, beyond them α + βn goes on from the nearest: a fit over
-        five orders of magnitude is a good picture and a poor clock, since caches end within them.
+        Between the measured sizes they are interpolated, linearly in the logarithms. Above the largest they grow in
+        proportion to the bytes, and below the smallest they stay. The fit α + βn has no part in it: over five orders
+        of magnitude it is a good picture and a poor clock, since caches end within them.
         """
         points = self.samples.get(operation, {}).get(ranks)
         if not points:

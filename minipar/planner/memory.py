@@ -2,9 +2,10 @@
 
     memory(shape, Layout(dp=4, zero=2), batch=32, PRECISIONS["float32"])[0].total
 
-The formulas are the papers'; for minipar's own runs the sum agrees with what `parallel.memory.held` counts in
-the arrays that are alive. Counted are bytes at the fullest moment: the end of forward (or of the warm-up of a
-pipeline), with all gradients of the step before still to be released on no rank.
+The formulas are the papers'; for minipar's own runs the sum agrees with what `planner.fullest` counts in the arrays
+that are alive. Each kind counts at the moment of a step when there is most of it: activations at the end of forward
+(or of a pipeline's warm-up), gradients at the end of backward. Gradients of the step before are not counted beside
+them: they are gone by then, or their memory is used again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from minipar.parallel.memory import zero_parts
 from minipar.parallel.partition.stage_split import split_stages
 from minipar.planner.layout import Layout, Precision
 from minipar.planner.shapes import Block, Shape
@@ -43,12 +45,12 @@ def zero_bytes(parameters: float, ranks: int, stage: int, precision: Precision) 
     16Ψ for plain data parallelism, 4Ψ + 12Ψ/N in stage 1, 2Ψ + 14Ψ/N in stage 2 and 16Ψ/N in stage 3. Copies of
     the weights in another precision count as parameters; in stage 3 they come and go with the gathered ones.
     """
-    part = parameters / ranks
-    return {
-        "parameters": precision.weights * part if stage >= 3 else (precision.weights + precision.copies) * parameters,
-        "gradients": precision.gradients * (part if stage >= 2 else parameters),
-        "optimizer": precision.state * (part if stage >= 1 else parameters),
+    each = {
+        "parameters": precision.weights + (precision.copies if stage < 3 else 0),
+        "gradients": precision.gradients,
+        "optimizer": precision.state,
     }
+    return {kind: each[kind] * parameters * float(part) for kind, part in zero_parts(ranks, stage).items()}
 
 
 def transformer_activations(

@@ -45,7 +45,6 @@ class Block:
 
     Attributes:
         output: elements handed on to the next block.
-        tied: elements of parameters that a later block uses again: held here and counted here.
         borrowed: elements that belong to an earlier block; a pipeline stage that has only this one holds a copy.
         input: elements that recomputation keeps instead of what the operations save.
         low_output, low_input: in mixed precision these are of the products' precision; else of float32.

@@ -34,7 +34,8 @@ class Step:
         seconds: all of it.
         compute: seconds that the busiest rank computes forward and backward, tensor parallelism's sums included.
         tensor_messages: the seconds of those sums.
-        exposed: seconds of data-parallel communication and pipeline messages that no computation hides.
+        exposed: seconds of data-parallel communication that no computation hides; what a pipeline waits for its
+            messages is in `bubble`.
         update: clipping and the optimizer's step.
         fixed: seconds that belong to no operation.
         bubble: the part of the pipeline's time in which stages wait, averaged over them; 0 without one.
@@ -110,7 +111,7 @@ def _pipelined(
     sends = [_boundary(machine, n, layout, scattered) for n in bounds]
     timeline = None
     if p * v * m <= SIMULATED:
-        busy = [Passes(x.forward, x.input, x.weight, x.messages) for x in virtual]
+        busy = list(virtual)
         for k, send in enumerate(sends):  # what a core does for a message it cannot do for anything else
             busy[k] = Passes(busy[k].forward + send.busy, busy[k].input, busy[k].weight)
             busy[k + 1] = Passes(
@@ -144,10 +145,7 @@ def _pipelined(
         late += collective(machine, "all_reduce", borrowed * precision.gradients, pair).total
         if layout.zero:  # summed whole before, see `parallel.pipeline.stage.Stage.sum_tied`
             late += collective(machine, "all_reduce", borrowed * precision.gradients, groups["dp"]).total
-    exposed = late + max(0.0, span * (1 - bubble) - compute) if timeline is None else late
-    return Step(
-        span + late + last + fixed, compute, messages, exposed, last, fixed, bubble, timeline
-    )
+    return Step(span + late + last + fixed, compute, messages, late, last, fixed, bubble, timeline)
 
 
 def _boundary(machine: Machine, n_bytes: float, layout: Layout, scattered: bool) -> Cost:

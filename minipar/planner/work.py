@@ -5,7 +5,7 @@
 Each function makes the `Op` of one operation on one rank, from the sizes that this rank computes. Three
 passes are told apart, as pipeline schedules need them: "forward", "input" (the gradient of the input) and
 "weight" (the gradient of the weights). Elements moved are those that a kernel has to read and write once if
-nothing stays in a cache; a matrix product counts its own three matrices (see `step_time.matmul_seconds`).
+nothing stays in a cache; a matrix product counts its own three matrices (see `op_time.matmul_seconds`).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from minipar.traces.report import TraceReport
+from minipar.units import bytes_text
 
 LITTLE = 0.05  # a share of the time below which it is not worth an advice
 SMALL_MESSAGE = 64 * 1024  # bytes up to which the start of a message costs more than its length
@@ -80,7 +81,7 @@ def _transfer(report: TraceReport, facts: dict[str, Any]) -> str:
     return (
         f"Communication that nothing hides takes {report.share('transfer'):.0%} of the time (hidden behind work: up to"
         f" {hidden:.0%}). Most of it is {operation} in {group}"
-        + (f", {bytes_in_words(size)} a call; {helps}." if size is not None else ".")
+        + (f", {bytes_text(size)} a call; {helps}." if size is not None else ".")
     )
 
 
@@ -109,12 +110,3 @@ def _rest(report: TraceReport, facts: dict[str, Any]) -> str:
         f"Outside of all this passes {report.share('rest'):.0%} of the time: Python between the operations, printing,"
         " checkpoints. A larger batch or a wider model makes it count less."
     )
-
-
-def bytes_in_words(count: float) -> str:
-    """Return a number of bytes with a unit that suits it."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.patches import Patch
 
+from minipar.errors import UsageError
 from minipar.plot import COLOURS, new_figure
 from minipar.timeline import KIND_COLOURS
 from minipar.trace import ACTION, BACKWARD, COLLECTIVE, DATA, FLIGHT, FORWARD, OPTIMIZER, WAIT, Span
@@ -48,9 +49,14 @@ def draw_step(trace: RunTrace, path: Path) -> None:
 
     Args:
         path: where to, .png, .pdf or .svg.
+
+    Raises:
+        UsageError: no whole step was recorded.
     """
     ranks = len(trace.ranks)
     steps = steps_of(trace)[1:] or steps_of(trace)  # the first warms up
+    if not steps:
+        raise UsageError("the trace holds no whole step, so there is none to draw")
     name, start, end = sorted(steps, key=lambda step: step[2] - step[1])[len(steps) // 2]
     figure = new_figure(10.0, min(1.9 + 0.55 * ranks, 16.0))
     axes = figure.subplots()

@@ -193,6 +193,9 @@ def test_what_a_checkpoint_cannot_hold_is_refused_by_name(tmp_path: Path) -> Non
     def program() -> None:
         with pytest.raises(UsageError, match="aggregation local"):
             save_job(job(world(), "mlp", aggregation="local"), tmp_path / "none")
+        with pytest.raises(UsageError, match=r"keep is 0: .* at least 1"):
+            save_job(job(world(), "mlp"), tmp_path / "none", keep=0)
+        assert not (tmp_path / "none").exists()
 
     launch(program, 2)
     assert not (tmp_path / "none").exists()

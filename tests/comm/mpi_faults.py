@@ -69,6 +69,13 @@ elif fault == "wrong_shape_received":
         comm.send(x, 0)
     elif comm.rank == 0:
         comm.recv(comm.size - 1, shape=(3,), dtype=np.float32)  # too short for what comes
+elif fault == "wrong_shape_polled":
+    if guilty:
+        comm.send(x, 0)
+    elif comm.rank == 0:
+        work = comm.irecv(comm.size - 1, shape=(3,), dtype=np.float32)
+        while not work.done():
+            pass
 elif fault == "finishes_late":
     if guilty:
         time.sleep(1.5)  # longer than the time-out of the test: waiting at the exit is no hang

@@ -244,7 +244,9 @@ def textbook_all_reduces_are_the_same_sum(comm: Communicator) -> None:
             x = part(comm.rank, n)
             result = algorithm(comm, x)
             assert np.array_equal(result, sum(parts(comm, n))), (name, n)
-        assert np.array_equal(algorithm(comm, part(comm.rank, 6).reshape(2, 3), "max").shape, (2, 3))
+        for op, whole in (("max", np.max), ("min", np.min), ("prod", np.prod)):
+            result = algorithm(comm, part(comm.rank, 6).reshape(2, 3), op)
+            assert np.array_equal(result, whole(parts(comm, 6), axis=0).reshape(2, 3)), (name, op)
         noise = np.random.default_rng(comm.rank).normal(size=1001).astype(np.float32)
         same_everywhere(comm, algorithm(comm, noise))
 

@@ -43,6 +43,7 @@ FAILURES = {  # fault: exit code and what is said
         "MismatchError: rank 0 called all_reduce #2 of (4,) float32; rank 1 called broadcast #2(root=0)",
     ),
     "wrong_shape_received": (1, "rank 1 sent (4,) float32: they differ in shape or dtype"),
+    "wrong_shape_polled": (1, "rank 1 sent (4,) float32: they differ in shape or dtype"),
 }
 Jobs = dict[str, Future[Outcome]]
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from minipar.commands.compare import Past, past_run, scaling
 from tests.commands.command_line import SMALL, assert_one_line, minipar
 
@@ -34,6 +36,22 @@ def test_runs_of_the_same_work_are_a_scaling_curve(tmp_path: Path) -> None:
     shown = minipar("compare", a, b, c, "--png", tmp_path / "x.png")
     assert shown.code == 0 and "75%" in shown.out and "90%" in shown.out, shown.out
     assert (tmp_path / "x.png").stat().st_size > 1000 and (tmp_path / "x-scaling.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dict(patch=2), dict(dropout=0.1), dict(tied=False), dict(optimizer="sgd"), dict(recompute=True),
+        dict(precision_policy="p.toml"), dict(momentum=0.9), dict(weight_decay=0.1), dict(clip=0.0),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_changes_the_work_of_a_step_is_another_curve(other: dict[str, Any], tmp_path: Path) -> None:
+    usual = dict(patch=4, dropout=0.0, tied=True, optimizer="adamw", recompute=False, momentum=0.0, clip=1.0)
+    a, b = run(tmp_path / "a", 1, 100.0, **usual), run(tmp_path / "b", 2, 150.0, **{**usual, **other})
+    c = run(tmp_path / "c", 2, 180.0, **{**usual, "clip": 0.5, "lr": 0.1, "zero": 1})
+    first, second, third = (past_run(place, place.name) for place in (a, b, c))
+    assert scaling([first, second]) == {} and scaling([first, third]) == {"mlp": {1: 100.0, 2: 180.0}}
 
 
 def test_runs_that_were_trained(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`minipar train` leaves a whole run behind, and `minipar generate` writes text from it."""
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -34,6 +35,17 @@ def test_train_leaves_a_run(model: str, tmp_path: Path) -> None:
     done = minipar("train", model, *SMALL[model], "--steps", 2, "--out", tmp_path)
     assert done.code == 0, done
     assert_whole(tmp_path, steps=2, ranks=1)
+
+
+def test_speed_counts_the_samples_there_are(tmp_path: Path) -> None:
+    """A batch of 8 of 12 samples has 4 in every second step."""
+    data = idx_folder(tmp_path / "data", samples=12)
+    run = tmp_path / "run"
+    done = minipar("train", "mlp", "--data", data, "--width", 8, "--batch", 8, "--steps", 4, "--out", run)
+    assert done.code == 0, done
+    told = re.search(r"time .* s, ([\d,]+) samples/s", done.out)
+    assert told is not None
+    assert float(told[1].replace(",", "")) * metrics(run)[-1]["seconds"] == pytest.approx(24, rel=0.01)
 
 
 def test_train_on_ranks_leaves_a_run(gpt_run: Path) -> None:

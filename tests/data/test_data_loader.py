@@ -109,6 +109,14 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert order(1, 4, shuffle=False) == list(range(50))
 
 
+@settings(max_examples=40, deadline=None)
+@given(layouts, st.integers(0, 60), st.booleans())
+def test_samples_of_the_first_steps(layout, steps, drop_last):
+    batch = min(layout["batch"], layout["length"]) if drop_last else layout["batch"]
+    loader = Loader(Numbers(layout["length"]), batch, drop_last=drop_last, prefetch=0)
+    assert loader.samples_of(steps) == sum(b.samples for b in loader.steps(steps))
+
+
 def test_epochs_follow_each_other_and_differ():
     loader = Loader(Numbers(10), 4, seed=3)
     first, second = list(loader), list(loader)
@@ -235,6 +243,9 @@ def test_transform_must_keep_the_counts(transform):
 def test_arguments_are_checked(length, arguments, message):
     with pytest.raises(UsageError, match=message):
         Loader(Numbers(length), **({"batch": 2} | arguments))
+
+
+def test_numbers_of_steps_and_epochs_are_checked():
     with pytest.raises(UsageError):
         Loader(Numbers(5), 2).steps(-1)
     with pytest.raises(UsageError):

@@ -46,7 +46,7 @@ def test_fused_kernels_are_the_plain_formulas(name: str, dtype: str) -> None:
     want = getattr(plain, kernel)(*arguments, **options)
     if got is None:  # in place
         got, want = tuple(here), tuple(arguments)
-    pairs = zip(got, want) if isinstance(got, tuple) else [(got, want)]
+    pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
     for a, b in pairs:
         if isinstance(b, np.ndarray):
             assert a.shape == b.shape
@@ -64,7 +64,7 @@ def test_operations_and_their_gradients(name: str, case: Case, dtype: str) -> No
         total.backward()
         return [*(o.data for o in outs), *(t.grad for t in tensors)]
 
-    for got, want in zip(run(on_device), run(np.copy)):
+    for got, want in zip(run(on_device), run(np.copy), strict=True):
         compare(got, want, TOLERANCE[dtype])
 
 
@@ -95,7 +95,7 @@ def test_models_train_as_on_the_cpu(name: str) -> None:
             optimizer.step()
         return [p.data for p in model.parameters()]
 
-    for got, want in zip(run("cuda"), run("cpu")):
+    for got, want in zip(run("cuda"), run("cpu"), strict=True):
         compare(got, want, 1e-8)
 
 
@@ -125,7 +125,7 @@ def test_a_float16_step_with_a_loss_scale_is_the_cpus(name: str) -> None:
         (gradients, weights, scale), (want_gradients, want_weights, want_scale) = run("cuda"), run("cpu")
     assert scale == want_scale == 2.0**39
     largest = max(float(np.abs(g).max()) for g in want_gradients)
-    for got, want in zip([*gradients, *weights], [*want_gradients, *want_weights]):
+    for got, want in zip([*gradients, *weights], [*want_gradients, *want_weights], strict=True):
         assert got.dtype == want.dtype == np.float32
         assert relative_error(got, want, want, largest) <= VERIFIED["fp16"]
 
@@ -150,7 +150,7 @@ def test_a_captured_step_waits_for_nothing_and_computes_the_same(name: str) -> N
     for p in model.parameters():
         p.grad[...] = 0  # to be written again
     loss = step()  # what reads it waits for the graph
-    for got, expected in zip([loss, *(p.grad for p in model.parameters())], want):
+    for got, expected in zip([loss, *(p.grad for p in model.parameters())], want, strict=True):
         compare(got, expected, 1e-4)
 
 

@@ -19,8 +19,8 @@ FAULTS: list[Fault] = [
     Fault(
         "every convolution is cut by output channel",
         LAYOUTS,
-        'convolution=c.convolution or "output", zero=c.zero',
-        'convolution="output", zero=c.zero',
+        "convolution=c.convolution, zero=c.zero",
+        "convolution=None, zero=c.zero",
         f"{CASES} -k region",
     ),
     Fault(

@@ -12,9 +12,9 @@ SLOW = "tests/planner/test_slow.py"
 FAULTS: list[Fault] = [
     Fault(
         "planner: ZeRO 1 shards gradients as well",
-        "minipar/planner/memory.py",
-        "precision.gradients * (part if stage >= 2 else parameters)",
-        "precision.gradients * (part if stage >= 1 else parameters)",
+        "minipar/parallel/memory.py",
+        '"gradients": 2, "optimizer": 1}',
+        '"gradients": 1, "optimizer": 1}',
         f"{PUBLISHED}::test_zero_table",
     ),
     Fault(
@@ -118,8 +118,8 @@ FAULTS: list[Fault] = [
     Fault(
         "planner: an imitated network delays collectives by nothing",
         "minipar/comm/slow.py",
-        "        sleep_until(self.ends(call, nbytes, latest))\n",
-        "        self.ends(call, nbytes, latest)\n",
+        "        sleep_until(self.ends(call, largest, latest))\n",
+        "        self.ends(call, largest, latest)\n",
         f"{SLOW}::test_nothing_arrives_before_its_time",
     ),
     Fault(
@@ -152,9 +152,9 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "planner: ZeRO 1 keeps a part of the gradients only",
-        "minipar/planner/memory.py",
-        "precision.gradients * (part if stage >= 2 else parameters)",
-        "precision.gradients * (part if stage >= 1 else parameters)",
+        "minipar/parallel/memory.py",
+        '"gradients": 2, "optimizer": 1}',
+        '"gradients": 1, "optimizer": 1}',
         f"{RUNS}::test_memory_is_what_a_run_holds",
     ),
     Fault(

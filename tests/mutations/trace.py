@@ -86,7 +86,7 @@ FAULTS: list[Fault] = [
     Fault(
         "trace: recording never stops",
         "minipar/traces/record.py",
-        "        if self.left == 0:",
+        "        if self.recorded == self.steps:",
         "        if False:",
         "tests/trace/test_train_trace.py::test_only_the_first_steps_are_recorded",
     ),

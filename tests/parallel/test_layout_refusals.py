@@ -1,11 +1,14 @@
 """What does not fit the ranks or the model is refused before any communication, alike on every rank."""
 
+import re
+
 import pytest
 
 from minipar import launch, world
 from minipar.agreement import is_on_every_rank
 from minipar.config import TrainConfig
 from minipar.errors import UsageError
+from minipar.parallel.distribute import Recipe
 from minipar.training import Job, fitting_axes
 from tests.parallel.layout_cases import data_of
 from tests.parallel.refusals import all_refusals, check
@@ -22,6 +25,30 @@ def test_one_of_the_ranks_speaks_for_all() -> None:
     with pytest.raises(UsageError, match="4 heads do not divide width 10") as error:
         fitting_axes(TrainConfig(model="gpt", width=10, heads=4).resolved(), 3)
     assert is_on_every_rank(error.value)
+
+
+PIPED, CUT = {"dp": 1, "pp": 2, "tp": 1}, {"dp": 1, "pp": 1, "tp": 2}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sizes", "said"),
+    [
+        ({"aggregation": "foo"}, {}, "aggregation 'foo' is unknown: use one of all_reduce, master, local"),
+        ({"average_every": 2}, {}, "--average-every is for --aggregation local"),
+        ({"aggregation": "local", "overlap": True}, {}, "--overlap is for --aggregation all_reduce"),
+        ({"schedule": "gpipe"}, {}, "--schedule describes a pipeline"),
+        ({"microbatches": 7}, {}, "--microbatches describes a pipeline"),
+        ({"chunks": 3}, CUT, "--chunks describes a pipeline"),
+        ({"tiles": (2, 2)}, {}, "--tiles describes a pipeline"),
+        ({"schedule": "nonsense"}, PIPED, "schedule 'nonsense' is unknown: use one of naive, gpipe"),
+        ({"convolution": "output"}, {}, "--convolution says how --tp cuts a convolution"),
+        ({"convolution": "output", "plan": {}}, CUT, "leave convolution out, or the plan"),
+    ],
+    ids=str,
+)
+def test_options_of_a_recipe_that_would_do_nothing(recipe: dict, sizes: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(said)):
+        Recipe(**recipe).check({"dp": 2, "pp": 1, "tp": 1, **sizes})
 
 
 @pytest.mark.parametrize("policy", ("cost", "devices"))

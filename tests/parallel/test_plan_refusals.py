@@ -91,6 +91,11 @@ def tiny_convnet() -> ConvNet:
             lambda m: default_plan(m, convolution="region"),
             "convolution cut region: batch norm is not offered over regions; use --norm group",
         ),
+        (
+            tiny_gpt,
+            lambda m: default_plan(m, convolution="nonsense"),
+            "convolution cut 'nonsense': GPT has no convolutions",
+        ),
         (lambda: Linear(2, 2), default_plan, "Linear has no default plan; pass one to parallelize"),
     ],
 )

@@ -68,6 +68,37 @@ def test_clipping_limits_the_norm_of_the_whole_gradient() -> None:
         assert all(np.allclose(state[name], value, rtol=1e-10) for name, value in alone[1].items())
 
 
+def test_costs_are_measured_where_the_model_will_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Moved(np.ndarray):
+        pass
+
+    def agreed_costs(model: object, inputs: np.ndarray, comm: Communicator, dtype: str) -> list[float]:
+        assert type(inputs) is Moved and inputs.dtype == dtype
+        return [1.0] * len(model.blocks)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("minipar.training.to_device", lambda x, device: np.array(x).view(Moved))
+    monkeypatch.setattr("minipar.training.agreed_costs", agreed_costs)
+    assert all(launch(lambda: job(world(), "mlp", partition="cost").assignment is not None, 2))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, {}), (2, {}), (2, {"zero": 1}), (2, {"partition": "bytes"}), (2, {"partition": "cost"})]
+)
+def test_batch_norm_is_refused_under_microbatches(ranks: int, layout: dict[str, object]) -> None:
+    """In every strategy, whoever cuts the batch: settings are refused before."""
+
+    def program() -> bool:
+        made = job(world(), "convnet", norm="batch", **layout)
+        (batch,) = made.loader.steps(1)
+        first, last = batch.split(2)
+        with pytest.raises(UsageError, match=r"batch norm.* use group norm"):
+            made.strategy.add_gradients(first, batch.count, last=False)
+        made.strategy.add_gradients(last, batch.count, last=True)
+        return made.strategy.batch_norm is not None
+
+    assert all(launch(program, ranks))
+
+
 def test_one_rank_trains_the_plain_model() -> None:
     made = job(world(), "mlp")
     assert type(made.strategy) is Strategy

@@ -74,7 +74,8 @@ def test_long_timelines_are_scaled_and_say_so() -> None:
         (("1f1b", "--costs", "1,0,1"), ("more than 0",)),
         (("1f1b", "--png", "/no/such/folder/x.png"), ("no directory /no/such/folder",)),
         (("1f1b", "--png", "picture.gif"), (".png, .pdf, .svg",)),
-        (("1f1b", "-p", 1000, "-m", 1000), ("actions",)),
+        (("1f1b", "-p", 1000, "-m", 1000), ("2,000,000 actions",)),
+        (("interleaved", "-p", 500, "-m", 500), ("2 chunks are 1,000,000 actions, more than 500,000",)),
     ],
 )
 def test_wrong_usage(words: tuple[object, ...], said: tuple[str, ...]) -> None:

@@ -73,6 +73,8 @@ def test_the_command_runs_it(tmp_path: Path) -> None:
         ("0F0,0X0\n1F0,1B0\n", ("row 1, column 2", "'0X0' is no action", "0F1")),
         ("0F0,0B0\n0F0,1B0\n", ("row 2, column 1", "wrong row")),
         ("", ("no schedule in it",)),
+        ("0F0,0F1000000000\n1F0\n", ("row 1 (stage 0), column 2", "1000000001 microbatches", "more than 2 actions")),
+        ("0F0,9000000000B0\n1F0\n", ("row 1 (stage 0), column 2", "of 4500000001 chunks", "more than 2 actions")),
         ("0F0,0B0\n1F0,1B0\n2F0,2B0\n", ("3 stages", "2 were asked for")),
     ],
 )
@@ -87,6 +89,7 @@ def test_a_mistake_is_refused_by_place(text: str, said: tuple[str, ...], tmp_pat
         (("--schedule", "mine"), 2, ("'mine' is unknown", "zb-h1", "ends in .csv")),
         (("--schedule", "/no/such/file.csv"), 1, ("cannot be read", "No such file")),
         (("--microbatches", 0), 2, ("--microbatches is 0",)),
+        (("--microbatches", 10**9), 2, ("1000000000 microbatches are 4,000,000,000 actions",)),
         (("--chunks", 0), 2, ("--chunks is 0",)),
         (("--partition", "bytes"), 2, ("bytes with a pipeline", "cost")),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minipar import launch, world
@@ -53,6 +54,34 @@ def held_bytes(config: TrainConfig, layout: Layout, precision: Precision) -> Hel
         return found
 
     return max(launch(work, layout.ranks), key=lambda held: held.total)
+
+
+class OnHost(np.ndarray):
+    """Stands for an array of the loader where the model is on a GPU."""
+
+    def __array_ufunc__(self, *arguments: Any, **options: Any) -> Any:
+        raise AssertionError("computed with an array of the host")
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(pp=2, schedule="1f1b", microbatches=2)], ids=str)
+def test_what_is_counted_runs_on_the_jobs_device(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minipar.training.to_device", lambda x, device: np.array(x))
+    config = config_of(settings("mlp"), layout, FLOAT32).resolved()
+
+    def work() -> int:
+        job = Job(config, world())
+        (batch,) = job.loader.steps(1)
+        batch = replace(batch, inputs=batch.inputs.view(OnHost), targets=batch.targets.view(OnHost))
+        return fullest(job, batch).activations
+
+    assert all(launch(work, layout.ranks))
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(dp=2), Layout(dp=2, zero=1)], ids=str)
+def test_a_model_with_batch_norm_is_counted_too(layout: Layout) -> None:
+    """Though it cannot put off the sum of its gradients, as it takes no microbatches."""
+    found = held_bytes(replace(settings("convnet"), norm="batch"), layout, FLOAT32)
+    assert found.gradients >= found.optimizer / 2 > 0  # which are two moments, each as large
 
 
 FP16 = on_the_wire(replace(PRECISIONS["fp16"], scores=4))  # as on a CPU, and as minipar sends

@@ -146,6 +146,7 @@ def test_measured_collectives_pass_through_their_points() -> None:
     assert MEASURED.measured.collective("all_reduce", 100.0, 2) == pytest.approx(1e-2)
     assert MEASURED.measured.collective("all_reduce", 10.0, 2) == pytest.approx(10**-2.5)
     assert MEASURED.measured.collective("all_reduce", 1000.0, 2) == pytest.approx(0.1)
+    assert MEASURED.measured.collective("all_reduce", 0.5, 2) == pytest.approx(1e-3)  # as the smallest
     assert MEASURED.measured.collective("all_reduce", 1.0, 4) is None
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from minipar.comm.slow import (
     parse_latency,
 )
 from minipar.config import VERIFY_DEFAULTS, TrainConfig
-from minipar.errors import UsageError
+from minipar.errors import MismatchError, UsageError
 from minipar.training import Job
 
 CLOCK = Clock(alpha=0.01, beta=1e-6)
@@ -194,6 +195,65 @@ def test_links_inside_a_node_and_between_nodes() -> None:
     assert NETWORK.collective("all_reduce", 1000, (1, 3)) == pytest.approx(2 * 1e-1 + 1e-3)
     # Reduce-scatter inside, an all-reduce of each half across, all-gather inside.
     assert NETWORK.collective("all_reduce", 1000, range(4)) == pytest.approx(2 * (1e-3 + 5e-6) + 2e-1 + 5e-4)
+
+
+BETWEEN = Levels(Clock(0.0), Clock(0.0, 1.0), 4)  # only bytes that leave a node cost anything
+WITHIN = Levels(Clock(0.0, 1.0), Clock(0.0), 4)
+
+
+@pytest.mark.parametrize(
+    ("operation", "between", "within"),
+    [
+        ("all_reduce", 2, 12),  # a quarter of 8 bytes for each rank, half of it twice; 3/4 of 8 twice
+        ("reduce_scatter", 1, 6),
+        ("all_gather", 1, 6),
+        ("broadcast", 2, 12),
+        ("reduce", 2, 12),
+        ("all_to_all", 4, 6),  # of each rank's 8 bytes half are for the other node
+        ("gather", 8, 48),  # each place's 8 bytes enter the root's node, whose 3 others hand on 16 each
+        ("scatter", 8, 48),
+        ("barrier", 0, 0),
+    ],
+)
+def test_bytes_between_nodes_and_within(operation: str, between: float, within: float) -> None:
+    assert BETWEEN.collective(operation, 8, range(8)) == between
+    assert WITHIN.collective(operation, 8, range(8)) == within
+
+
+def test_a_short_broadcast_goes_whole_where_cutting_it_takes_more_messages() -> None:
+    assert Levels(Clock(1.0), Clock(1.0), 4).collective("broadcast", 8, range(8)) == 3  # lg 4 + lg 2
+
+
+def test_sizes_that_differ_are_those_of_the_largest_on_every_rank() -> None:
+    def work() -> list[float]:
+        comm = SlowCommunicator(world(), Clock(0.0, 1e-6))
+        ends = []
+        for operation in (comm.gather, lambda x: comm.all_to_all([x, x])):
+            comm.busy_until = 2.0**40  # in the far future: what is added to it depends on the size alone
+            operation(np.zeros(1000 * (1 + comm.rank)))
+            ends.append(comm.busy_until - 2.0**40)
+        return ends
+
+    with mock.patch("minipar.comm.slow.sleep_until"):
+        for ends in launch(work, 2):
+            assert ends == pytest.approx([0.016, 0.016], rel=0.05)
+
+
+@pytest.mark.parametrize("operation", ["gather", "scatter", "all_to_all"])
+def test_another_call_on_one_rank_is_a_mismatch(operation: str) -> None:
+    def work() -> None:
+        comm = slow()
+        if comm.rank == 0:
+            comm.all_reduce(X)
+        elif operation == "gather":
+            comm.gather(X)
+        elif operation == "scatter":
+            comm.scatter(None)
+        else:
+            comm.all_to_all([X, X])
+
+    with pytest.raises(MismatchError, match=f"rank 0 called all_reduce.*rank 1 called {operation}"):
+        launch(work, 2)
 
 
 def test_ranks_of_a_node_are_near_each_other_and_others_far() -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from minipar.errors import UsageError
 from minipar.traces.file import RunTrace, read
+from minipar.traces.picture import draw_step
 from minipar.traces.record import STEPS
 from minipar.traces.report import examine, steps_of
 from tests.commands.command_line import SMALL, assert_one_line, minipar, process
@@ -80,6 +82,29 @@ def test_the_same_weights_with_and_without_a_trace(tmp_path: Path) -> None:
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("with", "without")]
     assert weights[0] == weights[1]
     assert (tmp_path / "with" / "memory.png").stat().st_size > 1000
+
+
+def test_a_run_that_is_resumed_at_its_end_has_nothing_to_record(tmp_path: Path) -> None:
+    words = [*small(tmp_path), "--steps", 2, "--trace", "--checkpoint", tmp_path / "saved", "--out", tmp_path]
+    assert minipar("train", *words).code == 0
+    before = (tmp_path / "trace.json").read_bytes()
+    again = minipar("train", *words, "--resume")
+    assert again.code == 0, again
+    assert "trace       none, as no step was left to record" in again.out
+    assert (tmp_path / "trace.json").read_bytes() == before, "what was recorded stays"
+
+
+def test_a_trace_without_a_step_is_not_drawn(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no whole step"):
+        draw_step(RunTrace([[], []], {}), tmp_path / "gantt.png")
+
+
+@pytest.mark.parametrize("name", ["trace.json", "gantt.png", "memory.png"])
+def test_a_file_that_cannot_be_written_is_told_in_a_line(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (out / name).mkdir(parents=True)
+    done = minipar("train", *small(tmp_path), "--steps", 2, "--ranks", 2, "--trace", "--out", out)
+    assert_one_line(done, 1, f"{out / name} cannot be written", "on rank 0 of 2", "--out")
 
 
 def test_show_prints_shares_traffic_and_words(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 
 from minipar.errors import UsageError
 from minipar.parallel.partition.assignment import Device
-
-UNITS = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+from minipar.units import BYTES, quantity
 
 
 def parse_devices(
@@ -71,7 +70,7 @@ def parse_speeds(text: str) -> dict[str, float]:
 
 def parse_memory(text: str) -> dict[str, int]:
     """Return {type: bytes} from text such as "A=64MiB,B=512KiB"."""
-    return {kind: int(_number(text, value, "memory", UNITS)) for kind, value in _pairs(text, "memory")}
+    return {kind: int(_number(text, value, "memory", BYTES)) for kind, value in _pairs(text, "memory")}
 
 
 def _pairs(text: str, what: str) -> list[tuple[str, str]]:
@@ -84,8 +83,8 @@ def _pairs(text: str, what: str) -> list[tuple[str, str]]:
 
 
 def _number(text: str, value: str, what: str, units: Mapping[str, int]) -> float:
-    match = re.fullmatch(r"(\d*\.?\d+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)", value)
-    if match is None or match[2] not in units:
+    found = quantity(value, units)
+    if found is None:
         known = f" with a unit of {', '.join(u for u in units if u)}" if len(units) > 1 else ""
         raise UsageError(f"{what} {text!r}: {value!r} must be a number{known}")
-    return float(match[1]) * units[match[2]]
+    return found

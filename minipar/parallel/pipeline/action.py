@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from minipar.errors import UsageError
+
 Kind = Literal["F", "B", "I", "W", "SEND_F", "RECV_F", "SEND_B", "RECV_B"]
 
 F: Kind = "F"
@@ -63,6 +65,20 @@ class Message(NamedTuple):
     kind: Literal["F", "B"]
     microbatch: int
     source: int  # virtual stage that sends
+
+
+MOST_ACTIONS = 500_000  # of all stages: a few seconds' work to check, and no picture shows as many
+
+
+def refuse_too_many(size: Sizes) -> None:
+    """Raise UsageError for sizes whose forwards and backwards are more than `MOST_ACTIONS`."""
+    actions = 2 * size.stages * size.microbatches * size.chunks
+    if actions > MOST_ACTIONS:
+        of = f", {size.chunks} chunks" if size.chunks > 1 else ""
+        raise UsageError(
+            f"schedule: {size.stages} stages and {size.microbatches} microbatches{of} are {actions:,} actions, more"
+            f" than {MOST_ACTIONS:,}"
+        )
 
 
 def sizes(schedule: Schedule) -> Sizes:

@@ -29,6 +29,7 @@ from minipar.parallel.pipeline.action import (
     W,
     has_communication,
     message,
+    refuse_too_many,
     sizes,
 )
 from minipar.parallel.pipeline.communication import replay, sent_after, with_communication
@@ -105,6 +106,9 @@ def check(
     size = Sizes(found.stages, microbatches or found.microbatches, chunks or found.chunks)
     if not (size.stages and size.microbatches and size.chunks):
         raise UsageError("the schedule has no actions to check")
+    if too_few := _too_few(schedule, size):
+        return Report(size, (too_few,))
+    refuse_too_many(size)
     problems: list[Problem] = []
     for stage, actions in enumerate(schedule):
         problems += _computations(actions, stage, size)
@@ -145,6 +149,18 @@ def checked(
         more = f" (and {len(report.problems) - 1} more problems)" if len(report.problems) > 1 else ""
         raise UsageError(f"schedule: {report.problems[0]}{more}")
     return report
+
+
+def _too_few(schedule: Schedule, size: Sizes) -> Problem | None:
+    """Return what is wrong where most actions are missing: said once, not of each of perhaps a billion."""
+    longest = max(map(len, schedule))
+    if size.microbatches * size.chunks <= longest:
+        return None
+    placed = ((stage, i, a) for stage, actions in enumerate(schedule) for i, a in enumerate(actions))
+    stage, position, action = max(placed, key=lambda at: (at[2].microbatch, at[2].chunk))
+    of = f" of {size.chunks} chunks" if size.chunks > 1 else ""
+    why = f"{size.microbatches} microbatches{of} need as many forwards, and no stage has more than {longest} actions"
+    return Problem("missing", stage, action, why, position)
 
 
 def _computations(actions: Sequence[Action], stage: int, size: Sizes) -> Iterator[Problem]:

@@ -1,6 +1,6 @@
 """Insert sends and receives into a schedule of computations, and replay it with blocking sends.
 
-    with_communication(one_f_one_b(2, 4))[1][:4]     # RECV_F0 F0 B0 SEND_B0 on stage 1
+    with_communication(one_f_one_b(2, 4))[1][:4]     # RECV_F0 F0 RECV_F1 B0 on stage 1
 
 An activation goes forward to the next virtual stage and its gradient comes back; between chunks of one rank
 nothing is sent. A send follows the action that made the array. Where the receive goes decides whether the

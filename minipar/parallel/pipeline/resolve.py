@@ -19,6 +19,7 @@ from minipar.parallel.pipeline.schedules import SCHEDULES, build_schedule
 from minipar.parallel.pipeline.text import from_csv, read_text
 
 SUFFIX = ".csv"
+DEFAULT_SCHEDULE = "1f1b"
 
 
 def is_file(schedule: object) -> bool:
@@ -37,7 +38,7 @@ def known_schedule(schedule: str) -> None:
 
 def resolve_schedule(
     world: Communicator,
-    schedule: str | Schedule,
+    schedule: str | Schedule | None,
     stages: int,
     microbatches: int | None = None,
     chunks: int | None = None,
@@ -46,7 +47,7 @@ def resolve_schedule(
 
     Args:
         world: the ranks that are to agree. Only the first of them reads a file.
-        schedule: a name in `SCHEDULES`, a path that ends in .csv, or lists of actions.
+        schedule: a name in `SCHEDULES`, a path that ends in .csv, or lists of actions; None for `DEFAULT_SCHEDULE`.
         microbatches: of a named schedule twice the stages, of any other what it says, if not given.
         chunks: of a named schedule its own default, of any other what it says, if not given.
 
@@ -54,7 +55,7 @@ def resolve_schedule(
         UsageError: an unknown name, a mistake in the schedule, or other sizes than these; on every rank.
         DataError: a file that cannot be read; on every rank.
     """
-    text = ""
+    schedule, text = DEFAULT_SCHEDULE if schedule is None else schedule, ""
     if isinstance(schedule, str) and is_file(schedule):
         path = Path(schedule)
         text = world.broadcast_object(agreed(world, lambda: read_text(path) if world.rank == 0 else ""))

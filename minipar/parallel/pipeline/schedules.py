@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from minipar.errors import UsageError
-from minipar.parallel.pipeline.action import Action, B, F, I, W
+from minipar.parallel.pipeline.action import Action, B, F, I, Sizes, W, refuse_too_many
 
 
 def naive(stages: int, microbatches: int, chunks: int = 1) -> list[list[Action]]:
@@ -168,6 +168,7 @@ def _refuse_bad_sizes(
     for what, n in (("stages", stages), ("microbatches", microbatches), ("chunks", chunks)):
         if n < 1:
             raise UsageError(f"{name}: {n} {what} make no schedule; give at least 1")
+    refuse_too_many(Sizes(stages, microbatches, chunks))
     if chunks > 1 and not any_chunks:
         raise UsageError(
             f"{name}: {chunks} chunks a stage were asked for, and this schedule has one;"

@@ -35,7 +35,8 @@ class Layers(Strategy):
         self.parallel = LayerParallel(model, ranks, assignment, seed=seed, dtype=dtype, device=device)
 
     def add_gradients(self, batch: Batch, count: float, last: bool) -> float:
-        return self.parallel.forward_backward(batch.inputs, batch.targets, count) * count
+        with self.waiting(last):
+            return self.parallel.forward_backward(batch.inputs, batch.targets, count) * count
 
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
         with no_grad():

@@ -18,9 +18,10 @@ from minipar import optim
 from minipar.backend import Array, array_module, summand, to_host
 from minipar.comm.interface import Communicator
 from minipar.data import Batch
+from minipar.errors import UsageError
 from minipar.kernels.common import widen
 from minipar.models import Model
-from minipar.nn import Parameter
+from minipar.nn import BatchNorm2d, Parameter
 from minipar.parallel.norms import global_norm
 from minipar.parallel.partition.owner_sharding import OwnedPart
 from minipar.parallel.placement import Place, Replicate, describe, held_bytes, is_sharded
@@ -53,6 +54,7 @@ class Strategy:
     Attributes:
         model: the model, its parameters as this rank holds them.
         batch_ranks: the ranks that share the batch; each takes its part of it.
+        batch_norm: the path of the model's first batch norm, if it has one.
         own_mean: each rank minimises the mean over its own samples instead of its share of the whole batch's.
     """
 
@@ -63,13 +65,24 @@ class Strategy:
         self.shard_ranks: Communicator | None = (
             None  # the ranks over which optimizer tensors are disjoint parts
         )
+        norms = (name for name, m in model.named_modules() if isinstance(m, BatchNorm2d))
+        self.batch_norm: str | None = next(norms, None)
 
     def run(self, inputs: Any) -> Tensor:
         """Return the model's output for this rank's inputs; token ids stay an array, they carry no gradient."""
         return self.model(Tensor(inputs) if inputs.dtype.kind == "f" else inputs)
 
     def waiting(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return the context for one microbatch's backward; all but the last only add to the gradients."""
+        """Return the context for one microbatch's backward; all but the last only add to the gradients.
+
+        Raises:
+            UsageError: the model has batch norm, whose statistics would be those of one microbatch.
+        """
+        if not last and self.batch_norm is not None:
+            raise UsageError(
+                f"{self.batch_norm} is batch norm, which mixes the samples of a batch, so microbatches change its"
+                " result; use group norm"
+            )
         return contextlib.nullcontext()
 
     def add_gradients(self, batch: Batch, count: float, last: bool) -> Any:

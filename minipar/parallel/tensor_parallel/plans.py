@@ -26,25 +26,29 @@ from minipar.parallel.tensor_parallel.styles import (
     VocabularyLoss,
 )
 
+DEFAULT_CUT = "output"
 
-def default_plan(model: Model, *, sequence_parallel: bool = False, convolution: str = "output") -> Plan:
+
+def default_plan(model: Model, *, sequence_parallel: bool = False, convolution: str | None = None) -> Plan:
     """Return the plan for a model.
 
     Args:
         sequence_parallel: also cut the activations between a GPT's regions along the sequence.
-        convolution: how convolutions are cut: "output", "input" or, in a ConvNet, "region".
+        convolution: how convolutions are cut: "output" (what None is), "input" or, in a ConvNet, "region".
 
     Raises:
         UsageError: a model without a plan, or an option that the model's plan does not have.
     """
     if sequence_parallel and not isinstance(model, GPT):
         raise UsageError(f"sequence parallelism cuts a sequence; {type(model).__name__} has none")
+    if isinstance(model, ConvNet | PatchNet):
+        return convnet_plan(model, DEFAULT_CUT if convolution is None else convolution)
+    if convolution is not None:
+        raise UsageError(f"convolution cut {convolution!r}: {type(model).__name__} has no convolutions")
     if isinstance(model, GPT):
         return gpt_plan(model, SequenceLength() if sequence_parallel else None)
     if isinstance(model, MLP):
         return mlp_plan(model)
-    if isinstance(model, ConvNet | PatchNet):
-        return convnet_plan(model, convolution)
     raise UsageError(f"{type(model).__name__} has no default plan; pass one to parallelize")
 
 

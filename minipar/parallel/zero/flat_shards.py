@@ -203,12 +203,8 @@ class FlatUnit:
 
 def _local_shape(p: Parameter) -> tuple[int, ...]:
     """The shape of what this rank computes with: a slice where a tensor-parallel plan cut the parameter."""
-    if p.is_materialized or p.layout is None:
-        return p.shape
-    shape = list(p.global_shape)
-    if shape:
-        shape[p.layout.placement.dim] = p.layout.counts(p.global_shape)[p.layout.axis.rank]
-    return tuple(shape)
+    shape: tuple[int, ...] = p.shape if p.layout is None else p.layout.local_shape(p.global_shape)
+    return shape
 
 
 def _draw(p: Parameter, seed: int, start: int, out: Array) -> None:
