@@ -116,10 +116,17 @@ def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) ->
     assert config.batch is not None and config.steps is not None
     short = Fewer(full.train, config.batch * max(config.steps // 2, 1) + config.batch // 2 + 1)
     shared = Data(short, full.valid, full.info, full.vocabulary)
+    with comm.scope():
+        return _run_both(config, comm, shared)
+
+
+def _run_both(config: TrainConfig, comm: Communicator, data: Data) -> Report:
+    """Train serially on every rank, and on all ranks together; compare each step."""
+    assert config.steps is not None
     alone = comm.split(comm.rank)
     assert alone is not None
-    serial = Job(_serial(config), alone, shared)
-    parallel = Job(config, comm, shared)
+    serial = Job(_serial(config), alone, data)
+    parallel = Job(config, comm, data)
     report = Report(TOLERANCE[str(config.dtype) if config.amp == "off" else config.amp], layout=parallel.layout())
     if parallel.strategy.own_mean:
         del report.worst["gradient"]  # local SGD's ranks never hold the global one

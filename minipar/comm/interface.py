@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -236,12 +237,49 @@ class Communicator(Member, ABC):
             key: ranks are ordered by (key, rank here).
             name: what the groups are called: "dp" names them "world/dp0", "world/dp1" and so on, by colour.
                 By default the how-manieth split it is: "world/1.0".
+
+        Raises:
+            CommunicationError: MPI has no room for another group; it has for some 1,000 that were not freed.
         """
         if color is not None and not (isinstance(color, int | np.integer) and color >= 0):
             raise UsageError(f"split: color {color!r} must be an integer of zero or more, or None")
         self._splits += 1
         prefix = f"{self.name}/{self._splits}." if name is None else f"{self.name}/{name}"
-        return self._split(self._call("split"), color, key, prefix)
+        group = self._split(self._call("split"), color, key, prefix)
+        if group is not None:
+            self._groups.append(group)
+        return group
+
+    def free(self) -> None:
+        """Give up this group and all that were split from it; using one of them is an error from then on.
+
+        Collective over the group. Only programs that go on making groups need it, see `scope`.
+        """
+        if self.name == "world":
+            raise UsageError("free: the world lasts as long as the program; free what was split from it")
+        self._free_groups(0)
+        self._free()
+        self._freed, self._call = True, self._refuse  # type: ignore[method-assign]  # costs those in use nothing
+
+    def _refuse(self, operation: str, *_: Any, **__: Any) -> Call:
+        raise UsageError(f"{operation}: the group {self.name} was freed")
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Free, at the end of a `with` block, the groups that were split from this one inside it. Collective.
+
+        For what makes groups again and again, each time to be done with. After an error nothing is freed: ranks may
+        have got to different places.
+        """
+        before = len(self._groups)
+        yield
+        self._free_groups(before)
+
+    def _free_groups(self, kept: int) -> None:
+        while len(self._groups) > kept:
+            group = self._groups.pop()
+            if not group._freed:
+                group.free()
 
     def broadcast_object(self, obj: Any, root: int = 0) -> Any:
         """Return a copy of `root`'s object (anything that pickles). For settings and names, not for data."""
@@ -302,6 +340,9 @@ class Communicator(Member, ABC):
 
     @abstractmethod
     def _split(self, call: Call, color: int | None, key: int, prefix: str) -> Communicator | None: ...
+
+    def _free(self) -> None:
+        """Release what the engine holds for this group."""
 
     @abstractmethod
     def _broadcast_object(self, call: Call, obj: Any) -> Any: ...

@@ -37,7 +37,7 @@ from minipar.comm.wire import (
     stage,
     unstage,
 )
-from minipar.errors import MismatchError, UsageError
+from minipar.errors import CommunicationError, MismatchError, UsageError
 
 IN_PLACE = MPI.IN_PLACE
 EXPLAIN_TAG = HIGHEST_TAG + 1
@@ -235,14 +235,25 @@ class MPICommunicator(Communicator):
 
     def _split(self, call: Call, color: int | None, key: int, prefix: str) -> Communicator | None:
         self._begin(call)
-        comm = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
         result = None
-        if comm != MPI.COMM_NULL:
-            members = comm.allgather(self.members[self.rank])
-            name = f"{prefix}{color}"
-            result = MPICommunicator(comm, members, name, self.journal, self._hooks, self.checks)
+        try:
+            comm = self.mpi.Split(MPI.UNDEFINED if color is None else color, key)
+            if comm != MPI.COMM_NULL:
+                members = comm.allgather(self.members[self.rank])
+                name = f"{prefix}{color}"
+                result = MPICommunicator(comm, members, name, self.journal, self._hooks, self.checks)
+        except MPI.Exception as error:
+            raise CommunicationError(
+                f"split: MPI makes no more groups ({error}); it has room for some 1,000 at a time: free those that are"
+                " no longer needed (`group.free()`, `with comm.scope():`)"
+            ) from None
         self.journal.wait_ends()
         return result
+
+    def _free(self) -> None:
+        self.start_queued()
+        self.side.Free()
+        self.mpi.Free()
 
     def abort(self, reason: str) -> None:
         self._hooks.watchdog.abort(f"{self.journal.place()}: aborted: {reason}")

@@ -116,6 +116,9 @@ class SlowCommunicator(Communicator):
         part = self._after(call, 0, self.inner._split, color, key, prefix)
         return part if part is None or part.size == 1 else SlowCommunicator(part, self.network)
 
+    def _free(self) -> None:
+        self.inner.free()
+
     # Messages -----------------------------------------------------------------------------------------
 
     def _isend(self, call: Call, x: Array) -> Work:

@@ -93,6 +93,9 @@ class TracedCommunicator(Communicator):
         alone = part is None or part.size == 1  # nothing to see there
         return part if alone else TracedCommunicator(part, self.trace)
 
+    def _free(self) -> None:
+        self.inner.free()
+
     # Messages -----------------------------------------------------------------------------------------
 
     def _isend(self, call: Call, x: Array) -> Work:

@@ -201,6 +201,8 @@ def calibrate(
             fits.setdefault(operation, {})[ranks] = alpha, beta
             residuals.setdefault(operation, {})[ranks] = error
             samples.setdefault(operation, {})[ranks] = points
+        if group is not None:
+            group.free()
         if ranks == comm.size:
             tell("overlap")
             overlap = measure_overlap(comm)

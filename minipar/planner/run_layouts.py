@@ -112,25 +112,26 @@ def measure(
         turns: how often each is run. turn: seconds that it may take each time, or one step if that is longer.
     """
     keep_freed_memory()
-    data = load_data(configs[0].resolved())
-    jobs = [Job(replace(c, steps=ENDLESS).resolved(), comm, data) for c in configs]
-    runs: list[Any] = [job.train() for job in jobs]
-    for run in runs:
-        next(run)  # the first step makes the optimizer's state
-    runs.append(Alone(comm, reference_config(configs[0].model, str(configs[0].dtype))).run)
-    counts = [steps_in(comm, run, turn) for run in runs]
-    found: list[Steps] = [[] for _ in runs]
-    for _ in range(turns):
-        for run, count, mine in zip(runs, counts, found):
-            mine += timed_steps(comm, run, count)
-    for run in runs:
-        run.close()
-    *medians, reference = [agreed_median(comm, mine) for mine in found]
-    ran = [
-        Ran(seconds, _held(job), _timeline(job), disturbed)
-        for (seconds, disturbed), job in zip(medians, jobs)
-    ]
-    return Runs(ran, *reference)
+    with comm.scope():
+        data = load_data(configs[0].resolved())
+        jobs = [Job(replace(c, steps=ENDLESS).resolved(), comm, data) for c in configs]
+        runs: list[Any] = [job.train() for job in jobs]
+        for run in runs:
+            next(run)  # the first step makes the optimizer's state
+        runs.append(Alone(comm, reference_config(configs[0].model, str(configs[0].dtype))).run)
+        counts = [steps_in(comm, run, turn) for run in runs]
+        found: list[Steps] = [[] for _ in runs]
+        for _ in range(turns):
+            for run, count, mine in zip(runs, counts, found):
+                mine += timed_steps(comm, run, count)
+        for run in runs:
+            run.close()
+        *medians, reference = [agreed_median(comm, mine) for mine in found]
+        ran = [
+            Ran(seconds, _held(job), _timeline(job), disturbed)
+            for (seconds, disturbed), job in zip(medians, jobs)
+        ]
+        return Runs(ran, *reference)
 
 
 def _held(job: Job) -> float:

@@ -185,6 +185,31 @@ def split_orders_by_key_and_leaves_out_none(comm: Communicator) -> None:
 
 
 @scenario
+def groups_are_freed_with_all_that_was_split_from_them(comm: Communicator) -> None:
+    kept = comm.split(0)
+    with comm.scope():
+        half = comm.split(comm.rank % 2)
+        inner = half.split(0)
+        alone = comm.split(comm.rank if comm.rank else None)
+        work = inner.all_reduce_async(np.ones(2))
+    assert (work.wait() == inner.size).all()  # begun before
+    for group in (half, inner, alone or half):
+        with pytest.raises(UsageError, match=f"barrier: the group {group.name} was freed"):
+            group.barrier()
+        with pytest.raises(UsageError, match="all_reduce: the group"):
+            group.all_reduce(np.ones(2))
+        with pytest.raises(UsageError, match="send: the group"):
+            group.isend(np.ones(2), 0)
+    kept.barrier()
+    kept.free()
+    with pytest.raises(UsageError, match="was freed"):
+        kept.split(0)
+    if comm.name == "world":
+        with pytest.raises(UsageError, match="the world lasts as long as the program"):
+            comm.free()
+
+
+@scenario
 def ledger_counts_exactly(comm: Communicator) -> None:
     n, size = 12, comm.size
     group = comm.split(0, name="counted")

@@ -47,3 +47,26 @@ def test_a_plain_mpirun_leaves_each_rank_one_blas_thread(tmp_path: Path) -> None
     assert plain.code == 0 and plain.out.strip() == "{1};{1}", plain
     told = mpirun(2, script, OMP_NUM_THREADS="2", OPENBLAS_NUM_THREADS="2", MKL_NUM_THREADS=None)
     assert told.code == 0 and told.out.strip() == "{2};{2}", told
+
+
+def test_groups_without_number_where_they_are_freed(tmp_path: Path) -> None:
+    """And the limit of MPI, told in one line, where they are not; the program can free some and go on."""
+    script = tmp_path / "groups.py"
+    script.write_text(
+        "import minipar\n"
+        "from minipar.errors import CommunicationError\n"
+        "comm = minipar.world()\n"
+        "for _ in range(1100):\n"
+        "    comm.split(0).free()\n"
+        "try:\n"
+        "    with comm.scope():\n"
+        "        for _ in range(3000):\n"
+        "            comm.split(0)\n"
+        "except CommunicationError as error:\n"
+        "    print(str(error).partition('(')[0])\n"
+        "comm._groups[-1].free()\n"
+        "comm.split(0).barrier()\n"
+    )
+    job = mpirun(2, script)
+    assert job.code == 0, job.out + job.err
+    assert job.out.count("split: MPI makes no more groups") == 2
