@@ -105,9 +105,23 @@ FAULTS: list[Fault] = [
     Fault(
         "the clipped norm adds norms instead of squares",
         "minipar/optim.py",
-        "return sum(map(float, squares), 0.0)",
-        "return sum(float(s) ** 0.5 for s in squares)",
+        "return sum(sums, 0.0)",
+        "return sum(s**0.5 for s in sums)",
         "tests/test_optim.py::test_clipping",
+    ),
+    Fault(
+        "the clipped norm adds up in float32",
+        "minipar/optim.py",
+        'part = flat[start : start + NORM_BLOCK].astype("float64")',
+        "part = flat[start : start + NORM_BLOCK]",
+        "tests/test_optim.py::test_clipping",
+    ),
+    Fault(
+        "a loaded learning rate does not reach the device",
+        "minipar/optim.py",
+        "        super().load_state_dict(saved)\n        self._refresh_rates()",
+        "        super().load_state_dict(saved)",
+        "tests/test_flat.py::test_a_capturable_step_takes_a_loaded_learning_rate",
     ),
     Fault(
         "GPT-2's weights are loaded as they lie",

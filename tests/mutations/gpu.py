@@ -93,10 +93,17 @@ FAULTS: list[Fault] = [
     ),
     Fault(
         "gpu: a norm waits for the GPU at every tensor",
-        "minipar/parallel/norms.py",
+        "minipar/optim.py",
         "        return (wide * wide).sum()",
         "        return float((wide * wide).sum())",
         "tests/gpu/test_waits.py::test_a_norm_over_many_tensors_waits_once",
+    ),
+    Fault(
+        "gpu: a convolution's weights see the batch in another order",
+        "minipar/kernels/gpu_conv.py",
+        "    return g.swapaxes(0, 1).reshape(groups",
+        "    return g.reshape(groups",
+        "tests/gpu/test_gpu_conv.py",
     ),
     Fault(
         "gpu: a pipeline waits for the GPU after every action",

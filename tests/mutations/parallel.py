@@ -141,6 +141,13 @@ FAULTS: list[Fault] = [
         "tests/parallel/test_local_sgd.py::test_averaging_after_each_sgd_step_is_averaging_gradients",
     ),
     Fault(
+        "local SGD is judged between averages",
+        "minipar/parallel/local_sgd.py",
+        "        if self._since:",
+        "        if False:",
+        "tests/parallel/test_local_sgd.py::test_what_is_judged_and_saved_is_one_model_between_averages_too",
+    ),
+    Fault(
         "microbatches forget their place in the batch",
         "minipar/data/batch.py",
         "offset=self.offset + cut.start)",

@@ -216,8 +216,8 @@ FAULTS: list[Fault] = [
     Fault(
         "the norm counts whole parameters on every rank",
         NORMS,
-        "(tp is None or tp.rank == 0 or is_sharded(p))",
-        "True",
+        "for p, t in pairs if tp is None or tp.rank == 0 or is_sharded(p))",
+        "for p, t in pairs)",
         f"{TESTS}/test_norms.py::test_norm_counts_each_element_once",
     ),
     Fault(
