@@ -212,7 +212,8 @@ class Job:
             dtype=float_dtype(self.config.dtype),
         )  # fmt: skip
 
-    def _here(self, batch: Batch) -> Batch:
+    def on_device(self, batch: Batch) -> Batch:
+        """Return a batch with its arrays where the model's are."""
         device = self.config.device
         return replace(
             batch, inputs=to_device(batch.inputs, device), targets=to_device(batch.targets, device)
@@ -230,7 +231,7 @@ class Job:
         for i, piece in enumerate(pieces):
             moment = random.at(seed=self.config.seed, step=self.steps_done, first_sample=piece.offset)
             with moment, self.precision.context():
-                total += self.strategy.add_gradients(self._here(piece), divisor, last=i == len(pieces) - 1)
+                total += self.strategy.add_gradients(self.on_device(piece), divisor, last=i == len(pieces) - 1)
         self.strategy.finish_gradients()
         return float(self.strategy.batch_ranks.all_reduce(np.array([float(total)]))[0]) / batch.count
 
@@ -318,7 +319,7 @@ class Job:
         self.model.eval()
         for batch in self._loader(self.data.valid, c.batch, shuffle=False):
             # A rank without samples runs as well: with sharded parameters the others need its part of them.
-            here = self._here(batch)
+            here = self.on_device(batch)
             with self.precision.context():
                 loss, hits = self.strategy.evaluate(here.inputs, here.targets)
             sums += [loss, float(hits), batch.local_count]

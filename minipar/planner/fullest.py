@@ -34,6 +34,7 @@ def fullest(job: Job, batch: Batch) -> Held:
             gradients are lost.
         batch: on which forward and backward run.
     """
+    batch = job.on_device(batch)
     job.optimizer.zero_grad()
     job.model.zero_grad()
     counted = _counted(job.strategy)
