@@ -200,7 +200,7 @@ def test_what_a_job_on_a_gpu_holds_is_counted_too() -> None:
     assert counted("cuda") == counted("cpu")
 
 
-LAYOUTS = ((), ("--tp", "2"), ("--pp", "2"), ("--zero", "1"), ("--zero", "3"))
+LAYOUTS = ((), ("--tp", "2"), ("--pp", "2"), ("--zero", "1"), ("--zero", "3"), ("--partition", "bytes"))
 
 
 @pytest.mark.mpi
