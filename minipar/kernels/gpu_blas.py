@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib
 import itertools
 import math
 import os
@@ -171,8 +170,12 @@ def contract(subscripts: str, a: Array, b: Array) -> Array:
 
 @functools.cache
 def _library() -> Any:
-    """cuBLAS as CuPy has loaded it: its module is linked to it, so its symbols are found through that."""
-    library = ctypes.CDLL(importlib.import_module("cupy_backends.cuda.libs.cublas").__file__)
+    """cuBLAS as CuPy has loaded it: its module is linked to it, so its symbols are found through that.
+
+    Asking CuPy for the module, and not importing it by its path, makes CuPy find the library first, wherever it was
+    installed: from a wheel, the system's loader would not find it.
+    """
+    library = ctypes.CDLL(sys.modules["cupy"].cuda.cublas.__file__)
     library.cublasSetStream_v2.argtypes = [POINTER, POINTER]
     library.cublasGemmStridedBatchedEx.argtypes = SIGNATURE
     return library

@@ -83,7 +83,8 @@ def pow(x, exponent):
         return unbroadcast(g * (exponent * x**lower), shape_of(x))
 
     def by_exponent(g: Array) -> Array:
-        return unbroadcast(g * x**exponent * xp.log(xp.where(x == 0, 1, x)), shape_of(exponent))
+        log = xp.log(xp.where(x == 0, 1, x)) if hasattr(x, "shape") else float(np.log(x or 1))
+        return unbroadcast(g * x**exponent * log, shape_of(exponent))
 
     return x**exponent, lambda g: (lambda: by_base(g), lambda: by_exponent(g))
 

@@ -97,7 +97,7 @@ def std(x: Tensor, axis: Any = None, correction: int = 1, keepdims: bool = False
 def logsumexp(x, axis=None, keepdims=False):
     """log of the sum of exp(x), shifted by the maximum so that it neither overflows nor loses small terms."""
     xp = array_module(x)
-    top = x.max(axis=axis, keepdims=True, initial=-np.inf)
+    top = (x.max if x.size else x.sum)(axis=axis, keepdims=True)  # of nothing: 0, and the result is log 0
     top = xp.where(xp.isfinite(top), top, 0)  # a row of -inf has no maximum to subtract
     total = xp.exp(x - top).sum(axis=axis, keepdims=True)
     with np.errstate(divide="ignore"):  # log 0 = -inf is the value of a row of -inf

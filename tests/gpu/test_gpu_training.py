@@ -20,6 +20,7 @@ from minipar.backend import to_device, to_host
 from minipar.config import VERIFY_DEFAULTS, TrainConfig
 from minipar.flat import FlatTensor
 from minipar.models import GPT, MLP, GPTConfig, MLPConfig, PatchNet, PatchNetConfig
+from minipar.planner.fullest import fullest
 from minipar.recompute import recompute_blocks
 from minipar.training import Job
 from tests.gpu.device import needs_gpu
@@ -184,7 +185,22 @@ def test_a_job_s_step_waits_for_its_loss_its_norm_and_the_overflow_only(
     assert waits.total <= most, str(waits)
 
 
-LAYOUTS = ((), ("--tp", "2"), ("--pp", "2"), ("--zero", "1"), ("--zero", "3"))
+def test_what_a_job_on_a_gpu_holds_is_counted_too() -> None:
+    """Activations are not compared: the kernels of a GPU keep other arrays."""
+
+    def counted(device: str) -> tuple[int, int, int]:
+        config = TrainConfig(model="gpt", device=device, dtype="float32", steps=1).resolved(VERIFY_DEFAULTS)
+        job = Job(config, minipar.world())
+        for _ in job.train():
+            pass
+        found = fullest(job, next(iter(job.loader)))
+        assert found.activations > 0
+        return found.parameters, found.gradients, found.optimizer
+
+    assert counted("cuda") == counted("cpu")
+
+
+LAYOUTS = ((), ("--tp", "2"), ("--pp", "2"), ("--zero", "1"), ("--zero", "3"), ("--partition", "bytes"))
 
 
 @pytest.mark.mpi

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from minipar import Tensor
+from minipar.backend import Array, is_gpu_array, to_device
+
 DRAWS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "normal": lambda z: z,
     "positive": lambda z: np.abs(z) + 0.5,
@@ -29,6 +32,11 @@ class Case:
         """Return the arrays, the same at every call."""
         rng = np.random.default_rng(zlib.crc32(repr(self.shapes).encode()))
         return [np.asarray(DRAWS[self.draw](rng.standard_normal(s))).astype(dtype) for s in self.shapes]
+
+
+def beside(x: Tensor, constant: np.ndarray) -> Array:
+    """Return a constant on the device of a tensor: arrays of one operation have to be on one."""
+    return to_device(constant, "cuda") if is_gpu_array(x.data) else constant
 
 
 Cases = dict[str, list[Case]]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minipar import ops
-from tests.op_cases.case import Case, Cases
+from tests.op_cases.case import Case, Cases, beside
 
 UNARY = [(3, 5), (7,), (), (1,), (2, 0, 3), (1, 3, 1)]
 BINARY = [
@@ -90,8 +90,12 @@ CASES: Cases = {
     ],
     "tanh": unary(ops.tanh, lambda T, x: T.tanh(x)),
     "where": [
-        Case(lambda a, b: ops.where(MASK, a, b), shapes, lambda T, a, b: T.where(T.tensor(MASK), a, b))
+        Case(
+            lambda a, b: ops.where(beside(a, MASK), a, b),
+            shapes,
+            lambda T, a, b: T.where(T.tensor(MASK), a, b),
+        )
         for shapes in (((3, 4), (3, 4)), ((4,), (3, 1)), ((), (3, 4)), ((1, 4), ()))
     ]
-    + [Case(lambda a: ops.where(MASK, a, -1.0), ((3, 4),))],
+    + [Case(lambda a: ops.where(beside(a, MASK), a, -1.0), ((3, 4),))],
 }

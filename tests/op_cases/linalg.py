@@ -4,7 +4,7 @@ import numpy as np
 
 from minipar import ops
 from minipar.tensor import Tensor
-from tests.op_cases.case import Case, Cases
+from tests.op_cases.case import Case, Cases, beside
 
 PRODUCTS = [
     ((2, 3), (3, 4)),
@@ -51,12 +51,12 @@ CASES: Cases = {
     "rounded": [Case(lambda x: ops.rounded(x, Tensor(x.data[:1])), ((5, 3),), lambda T, x: x * 1)],
     "embedding": [
         Case(
-            lambda w: ops.embedding(w, IDS),
+            lambda w: ops.embedding(w, beside(w, IDS)),
             ((5, 3),),
             lambda T, w: T.nn.functional.embedding(T.tensor(IDS), w),
         ),
-        Case(lambda w: ops.embedding(w, IDS[:0]), ((5, 3),)),
-        Case(lambda w: ops.embedding(w, np.array(3)), ((5, 3),), lambda T, w: w[3]),
+        Case(lambda w: ops.embedding(w, beside(w, IDS[:0])), ((5, 3),)),
+        Case(lambda w: ops.embedding(w, beside(w, np.array(3))), ((5, 3),), lambda T, w: w[3]),
     ],
     "einsum": [
         Case(lambda *t, s=s: ops.einsum(s, *t), shapes, lambda T, *t, s=s: T.einsum(s, *t))

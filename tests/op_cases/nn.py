@@ -3,7 +3,7 @@
 import numpy as np
 
 from minipar import ops
-from tests.op_cases.case import Case, Cases
+from tests.op_cases.case import Case, Cases, beside
 
 TARGETS = np.array([1, 0, 4, -100, 2])
 MAY = np.tril(np.ones((4, 6), dtype=bool), 1)
@@ -105,39 +105,44 @@ CASES: Cases = {
     "normalise_channels": [
         Case(
             lambda x, w, b: ops.normalise_channels(
-                x, np.arange(3, dtype=x.dtype), np.full(3, 2, x.dtype), w, b
+                x, beside(x, np.arange(3, dtype=x.dtype)), beside(x, np.full(3, 2, x.dtype)), w, b
             ),
             ((4, 3, 2, 2), (3,), (3,)),
             lambda T, x, w, b: T.nn.functional.batch_norm(
                 x, T.arange(3, dtype=x.dtype), T.full((3,), 2.0, dtype=x.dtype), w, b
             ),
         ),
-        Case(lambda x: ops.normalise_channels(x, np.zeros(3, x.dtype), np.ones(3, x.dtype)), ((2, 3),)),
+        Case(
+            lambda x: ops.normalise_channels(
+                x, beside(x, np.zeros(3, x.dtype)), beside(x, np.ones(3, x.dtype))
+            ),
+            ((2, 3),),
+        ),
     ],
     "cross_entropy": [
-        Case(lambda x: ops.cross_entropy(x, TARGETS), ((5, 6),), ce),
+        Case(lambda x: ops.cross_entropy(x, beside(x, TARGETS)), ((5, 6),), ce),
         Case(
-            lambda x: ops.cross_entropy(x, TARGETS, reduction="sum"),
+            lambda x: ops.cross_entropy(x, beside(x, TARGETS), reduction="sum"),
             ((5, 6),),
             lambda T, x: ce(T, x, reduction="sum"),
         ),
         Case(
-            lambda x: ops.cross_entropy(x, TARGETS, reduction="none"),
+            lambda x: ops.cross_entropy(x, beside(x, TARGETS), reduction="none"),
             ((5, 6),),
             lambda T, x: ce(T, x, reduction="none"),
         ),
         Case(
-            lambda x: ops.cross_entropy(x, TARGETS % 5, ignore_index=2),
+            lambda x: ops.cross_entropy(x, beside(x, TARGETS % 5), ignore_index=2),
             ((5, 6),),
             lambda T, x: T.nn.functional.cross_entropy(x, T.tensor(TARGETS % 5), ignore_index=2),
         ),
         Case(
-            lambda x: ops.cross_entropy(x, TARGETS, label_smoothing=0.2),
+            lambda x: ops.cross_entropy(x, beside(x, TARGETS), label_smoothing=0.2),
             ((5, 6),),
             lambda T, x: ce(T, x, label_smoothing=0.2),
         ),
-        Case(lambda x: ops.cross_entropy(x, (TARGETS % 5).reshape(1, 5)), ((1, 5, 6),)),
-        Case(lambda x: ops.cross_entropy(x, TARGETS[:0], reduction="sum"), ((0, 6),)),
+        Case(lambda x: ops.cross_entropy(x, beside(x, (TARGETS % 5).reshape(1, 5))), ((1, 5, 6),)),
+        Case(lambda x: ops.cross_entropy(x, beside(x, TARGETS[:0]), reduction="sum"), ((0, 6),)),
     ],
     "mse_loss": [
         Case(
@@ -159,13 +164,13 @@ CASES: Cases = {
             lambda T, *t: T.nn.functional.scaled_dot_product_attention(*t, is_causal=True),
         ),
         Case(
-            lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, MAY),
+            lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, beside(q, MAY)),
             (Q, K, K),
             lambda T, *t: T.nn.functional.scaled_dot_product_attention(*t, T.tensor(MAY)),
         ),
         Case(
             lambda q, k, v: ops.scaled_dot_product_attention(
-                q, k, v, np.where(MAY, 0.5, -1.0).astype(q.dtype), scale=0.3
+                q, k, v, beside(q, np.where(MAY, 0.5, -1.0).astype(q.dtype)), scale=0.3
             ),
             (Q, K, K),
             lambda T, q, k, v: T.nn.functional.scaled_dot_product_attention(

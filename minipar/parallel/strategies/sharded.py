@@ -98,7 +98,7 @@ class ByOwner(Strategy):
         if kind == "data":
             return super().held(kind)
         mine = [
-            (t.part, t.grad) for t in self.sharded.owned if isinstance(t, OwnedPart) and t.grad is not None
+            (t.part, to_host(t.grad)) for t in self.sharded.owned if isinstance(t, OwnedPart) and t.grad is not None
         ]
         whole: dict[str, Array] = {}
         for parts in self.batch_ranks.all_gather_object(mine):
