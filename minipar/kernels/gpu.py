@@ -22,7 +22,7 @@ from minipar.kernels import plain
 from minipar.kernels.common import Array, check_attention, rows, work_dtype
 from minipar.kernels.gpu_blas import matmul
 from minipar.kernels.gpu_conv import conv2d, conv2d_backward_input, conv2d_backward_weight
-from minipar.kernels.gpu_launch import reduce, reduce_rows, run
+from minipar.kernels.gpu_launch import reduce_rows, run, run_rows
 from minipar.kernels.plain import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -68,12 +68,14 @@ def gelu_backward(g: Array, x: Array, y: Array, approximate: str = "tanh") -> Ar
 
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
-    """See plain.layer_norm. Three passes over x: mean, variance of the centred rows, result."""
-    if weight is None or bias is None or x.size == 0:
+    """See plain.layer_norm."""
+    if weight is None or bias is None or x.size == 0 or bias.dtype != weight.dtype:
         return plain.layer_norm(x, weight, bias, eps)
-    mean = reduce("sum", x, x, axis=-1) / x.shape[-1]
-    rstd = run("inverse_root", x, reduce("squares", x, x, mean, axis=-1), x.shape[-1], eps)
-    return run("normalise_scaled", x, x, mean, rstd, weight, bias), mean, rstd
+    xp, x = device_module("cuda"), device_module("cuda").ascontiguousarray(x)
+    y = xp.empty_like(x)
+    mean, rstd = (xp.empty((*x.shape[:-1], 1), work_dtype(x.dtype)) for _ in range(2))
+    run_rows("layer_norm", {"T": x, "S": weight}, x, weight, bias, y, mean, rstd, float(eps))
+    return y, mean, rstd
 
 
 def layer_norm_backward(
@@ -82,9 +84,9 @@ def layer_norm_backward(
     """See plain.layer_norm_backward."""
     if weight is None or x.size == 0:
         return plain.layer_norm_backward(g, x, mean, rstd, weight)
-    by_one = reduce("weighted", x, g, weight, axis=-1) / x.shape[-1]
-    by_x = reduce("weighted_by_x", x, g, x, mean, rstd, weight, axis=-1) / x.shape[-1]
-    dx = run("layer_norm_backward", x, g, x, mean, rstd, weight, by_one, by_x)
+    g, x = (device_module("cuda").ascontiguousarray(a) for a in (g, x))
+    dx = device_module("cuda").empty_like(x)
+    run_rows("layer_norm_backward", {"T": x, "G": g, "S": weight}, g, x, mean, rstd, weight, dx)
     dweight = reduce_rows("by_x", x, rows(g), rows(x), rows(mean), rows(rstd))
     dbias = reduce_rows("sum", x, rows(g))
     return dx, dweight.astype(weight.dtype, copy=False), dbias.astype(weight.dtype, copy=False)
@@ -93,26 +95,34 @@ def layer_norm_backward(
 # ---- softmax and cross-entropy -----------------------------------------------------------------------
 
 
-def _masked_softmax(x: Array, axis: int, query: Array, key: Array) -> Array:
-    """softmax over the places where key ≤ query, which are int32 arrays that broadcast to x."""
-    top = reduce("top", x, x, query, key, axis=axis)
-    total = reduce("exponentials", x, x, query, key, top, axis=axis)
-    return run("softmax", x, x, query, key, top, total)
-
-
 def softmax(x: Array, axis: int) -> Array:
     """See plain.softmax."""
     if x.size == 0:
         return plain.softmax(x, axis)
-    everywhere = device_module("cuda").zeros((1,) * x.ndim, np.int32)
-    return _masked_softmax(x, axis, everywhere, everywhere)
+    return _softmax(x.swapaxes(axis, -1)).swapaxes(axis, -1)
 
 
-def softmax_backward(g: Array, y: Array, axis: int, scale: float = 1.0) -> Array:
-    """See plain.softmax_backward; `scale` multiplies the result."""
+def softmax_backward(g: Array, y: Array, axis: int) -> Array:
+    """See plain.softmax_backward."""
     if y.size == 0:
         return plain.softmax_backward(g, y, axis)
-    return run("softmax_backward", y, g, y, reduce("product", y, g, y, axis=axis), scale)
+    return _softmax_backward(g.swapaxes(axis, -1), y.swapaxes(axis, -1)).swapaxes(axis, -1)
+
+
+def _softmax(x: Array, queries: int = 0) -> Array:
+    """softmax over the last axis; with `queries` x is (..., queries, keys), and no query sees a later key."""
+    x = device_module("cuda").ascontiguousarray(x)
+    y = device_module("cuda").empty_like(x)
+    run_rows("softmax", {"T": x}, x, y, queries)
+    return y
+
+
+def _softmax_backward(g: Array, y: Array, scale: float = 1.0, queries: int = 0) -> Array:
+    """The gradient of `_softmax`'s x, times `scale`."""
+    g, y = (device_module("cuda").ascontiguousarray(a) for a in (g, y))
+    d = device_module("cuda").empty_like(y)
+    run_rows("softmax_backward", {"T": y, "G": g}, g, y, d, float(scale), queries)
+    return d
 
 
 def cross_entropy(
@@ -121,16 +131,11 @@ def cross_entropy(
     """See plain.cross_entropy; but a target outside 0..V-1 gives a loss of NaN."""
     if logits.size == 0:
         return plain.cross_entropy(logits, targets, ignore_index, label_smoothing)
-    xp, logits = device_module("cuda"), device_module("cuda").ascontiguousarray(logits)
-    width, work = logits.shape[1], work_dtype(logits.dtype)
-    everywhere = xp.zeros((1, 1), np.int32)
-    top = reduce("top", logits, logits, everywhere, everywhere, axis=1)
-    total = reduce("exponentials", logits, logits, everywhere, everywhere, top, axis=1)
-    mean = reduce("sum", logits, logits, axis=1) / width if label_smoothing else xp.zeros((1, 1), work)
-    facts = targets, top[:, 0], total[:, 0], mean[:, 0], width, ignore_index, label_smoothing
-    losses = run("cross_entropy", logits, logits, *facts)
-    finite = xp.where(top[:, 0] == -np.inf, 0, top[:, 0])
-    return losses, xp.stack([finite, 1 / xp.where(total[:, 0] == 0, 1, total[:, 0])]).astype(work, copy=False)
+    xp = device_module("cuda")
+    logits, targets = xp.ascontiguousarray(logits), xp.ascontiguousarray(targets, np.int64)
+    losses, saved = xp.empty(len(logits), logits.dtype), xp.empty((2, len(logits)), work_dtype(logits.dtype))
+    run_rows("cross_entropy", {"T": logits}, logits, targets, losses, saved, ignore_index, float(label_smoothing))
+    return losses, saved
 
 
 def cross_entropy_backward(
@@ -164,16 +169,12 @@ def attention(
     check_attention(q, k, v)
     if q.size == 0 or k.size == 0:
         return plain.attention(q, k, v, mask, causal, scale, out)
-    xp = device_module("cuda")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    scaled = q * q.dtype.type(scale)  # before the product, which might overflow a two-byte float
-    scores = matmul(scaled, k.swapaxes(-1, -2))  # (..., Tq, Tk)
+    scores = matmul(q, k.swapaxes(-1, -2), scale)  # (..., Tq, Tk)
     if mask is not None:
-        added = xp.where(mask, 0, -np.inf) if mask.dtype == bool else mask
+        added = device_module("cuda").where(mask, 0, -np.inf) if mask.dtype == bool else mask
         scores = scores + added.astype(scores.dtype, copy=False)
-    lengths = scores.shape[-2:] if causal else (1, 1)
-    query, key = (xp.arange(length, dtype=np.int32) for length in lengths)
-    probs = _masked_softmax(scores, -1, query[:, None], key)
+    probs = _softmax(scores, q.shape[-2] if causal else 0)
     y = matmul(probs, v)
     if out is None:
         return y, probs
@@ -193,7 +194,8 @@ def attention_backward(
 ) -> tuple[Array, Array, Array]:
     """See plain.attention_backward."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    dscores = softmax_backward(matmul(g, v.swapaxes(-1, -2)), probs, -1, scale)  # (..., Tq, Tk)
+    dprobs = matmul(g, v.swapaxes(-1, -2))  # (..., Tq, Tk)
+    dscores = _softmax_backward(dprobs, probs, scale, q.shape[-2] if causal else 0)
     grads = matmul(dscores, k), matmul(dscores.swapaxes(-1, -2), q), matmul(probs.swapaxes(-1, -2), g)
     if out is None:
         return grads

@@ -87,8 +87,8 @@ def compute_type(char: str) -> int:
     return COMPUTE_32F_FAST_TF32 if char == "f" and os.environ.get("CUPY_TF32", "0") != "0" else COMPUTE_32F
 
 
-def arguments(a: Array, b: Array, out: Array) -> tuple[tuple[Any, ...], Any]:
-    """Return the arguments of out = a @ b after the handle, and what must stay alive until the call is made.
+def arguments(a: Array, b: Array, out: Array, scale: float) -> tuple[tuple[Any, ...], Any]:
+    """Return the arguments of out = scale · a @ b after the handle, and what must stay alive until the call is made.
 
     Args:
         a, b, out: (..., n, k), (..., k, m) and a contiguous (..., n, m), of one dtype and with the same leading axes.
@@ -97,16 +97,16 @@ def arguments(a: Array, b: Array, out: Array) -> tuple[tuple[Any, ...], Any]:
     m, char = b.shape[-1], out.dtype.char
     left, right = operand(a), operand(b)
     scalar = ctypes.c_double if char == "d" else ctypes.c_float  # as the compute type
-    one, zero = scalar(1), scalar(0)
+    factor, zero = scalar(scale), scalar(0)
     kind = DTYPES[char]
     call = (
         int(right.transposed), int(left.transposed), m, n, k,
-        ctypes.addressof(one), address(right.array), kind, right.leading, right.stride,
+        ctypes.addressof(factor), address(right.array), kind, right.leading, right.stride,
         address(left.array), kind, left.leading, left.stride,
         ctypes.addressof(zero), address(out), kind, m, n * m,
         math.prod(out.shape[:-2]), compute_type(char), DEFAULT_ALGORITHM,
     )  # fmt: skip
-    return call, (left, right, one, zero)
+    return call, (left, right, factor, zero)
 
 
 def address(x: Array) -> int:
@@ -114,15 +114,15 @@ def address(x: Array) -> int:
     return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
 
 
-def matmul(a: Array, b: Array) -> Array:
-    """a (..., n, k) @ b (..., k, m), leading axes broadcast; a vector is one row or column, as in NumPy.
+def matmul(a: Array, b: Array, scale: float = 1.0) -> Array:
+    """scale · a (..., n, k) @ b (..., k, m), leading axes broadcast; a vector is one row or column, as in NumPy.
 
-    Dtypes that cuBLAS does not multiply go to CuPy. float16 is added up in float32 and rounded once.
+    Dtypes that cuBLAS does not multiply go to CuPy. float16 is added up and scaled in float32 and rounded once.
     """
     xp = array_module(a)
     dtype = np.result_type(a.dtype, b.dtype)
     if dtype.char not in DTYPES:
-        return a @ b
+        return a @ b if scale == 1 else scale * (a @ b)
     a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
     rows, columns = a if a.ndim > 1 else a[None, :], b if b.ndim > 1 else b[:, None]
     lead = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
@@ -132,7 +132,7 @@ def matmul(a: Array, b: Array) -> Array:
     else:
         y = xp.empty(shape, dtype)
         rows, columns = (xp.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (rows, columns))
-        call, alive = arguments(rows, columns, y)
+        call, alive = arguments(rows, columns, y, scale)
         gemm(*call)
         del alive  # CuPy's pool gives the memory of copies out again in the stream's order
     if b.ndim == 1:

@@ -8,9 +8,10 @@ from typing import Any
 
 from minipar.backend import device_module
 from minipar.kernels.common import Array, work_dtype
-from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, SUMS
+from minipar.kernels.gpu_source import ELEMENTWISE, FUNCTION, PREAMBLE, ROWS, SUMS
 
-C_NAMES = {"float32": "float", "float64": "double"}
+C_NAMES = {"float16": "__half", "float32": "float", "float64": "double"}
+WARP, WARPS = 32, 4  # threads that share a row, and rows of a block of threads
 
 
 @functools.cache
@@ -28,6 +29,16 @@ def _reduction(name: str, work: str) -> Any:
         source.inputs.format(W=work), f"{work} out", source.term, source.reduce, "out = a", source.identity,
         f"minipar_{name}_{work}", reduce_type=C_NAMES[work], preamble=PREAMBLE % {"work": C_NAMES[work]},
     )  # fmt: skip
+
+
+@functools.cache
+def _rows(name: str, work: str, types: tuple[tuple[str, str], ...]) -> Any:
+    source, cupy = ROWS[name], device_module("cuda")
+    text = FUNCTION.format(
+        name=name, parameters=source.parameters, code=source.code, preamble=PREAMBLE % {"work": C_NAMES[work]},
+        types="\n".join(f"typedef {C_NAMES[dtype]} {letter};" for letter, dtype in types),
+    )  # fmt: skip
+    return cupy.RawKernel(text, f"minipar_{name}")
 
 
 def run(name: str, like: Array, *arguments: Any) -> Any:
@@ -50,3 +61,18 @@ def reduce_rows(name: str, like: Array, *arguments: Array) -> Array:
     split = [x.reshape(groups, -1, x.shape[1]) for x in arguments]
     parts = reduce(name, like, *split, axis=1)[:, 0]  # (groups, C)
     return reduce("sum", parts, parts, axis=0)[0]
+
+
+def run_rows(name: str, types: dict[str, Array], *arguments: Any) -> None:
+    """Call a function of gpu_source for every row of `types["T"]` (..., C), a warp for each.
+
+    Args:
+        types: an array of each dtype that the function's parameters name, by the letter.
+        arguments: contiguous arrays, and numbers. Python's floats are given in the working precision.
+    """
+    x = types["T"]
+    rows, width = math.prod(x.shape[:-1]), x.shape[-1]
+    work = work_dtype(x.dtype)
+    kernel = _rows(name, work.name, tuple((letter, a.dtype.name) for letter, a in types.items()))
+    numbers = [work.type(a) if isinstance(a, float) else a for a in arguments]
+    kernel((-(-rows // WARPS),), (WARP, WARPS), (*numbers, rows, width))

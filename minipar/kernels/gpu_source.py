@@ -1,8 +1,9 @@
-"""The CUDA code of the fused kernels for CuPy, as text: what each element, or each term of a sum, is.
+"""The CUDA code of the fused kernels for CuPy, as text: what each element, each row, or each term of a sum is.
 
 `ELEMENTWISE` and `SUMS` hold (inputs, outputs or terms, code) as `cupy.ElementwiseKernel` and
-`cupy.ReductionKernel` take them. In both, W is the working precision (float for two-byte floats) and {W} its
-NumPy name; other capitals are whatever dtype the arrays have. Importing this file needs no CuPy.
+`cupy.ReductionKernel` take them; `ROWS` holds parameters and body of whole CUDA functions. W is the working precision
+(float for two-byte floats) and {W} its NumPy name; other capitals are whatever dtype the arrays have. Importing this
+file needs no CuPy.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ class Sum(NamedTuple):
     term: str
     reduce: str = "a + b"
     identity: str = "0"
+
+
+class Rows(NamedTuple):
+    """What a warp, 32 threads side by side, does with one row; `EACH(c, n)` shares columns 0..n-1 out among them."""
+
+    parameters: str
+    code: str
 
 
 PREAMBLE = f"""
@@ -63,35 +71,6 @@ ELEMENTWISE = {
         "W a = W(x);"
         "d = T(W(g) * (W(0.5) * (W(1) + erf(a * W(0.7071067811865476)))"
         " + a * exp(W(-0.5) * a * a) * W(0.3989422804014327)));",
-    ),
-    "inverse_root": Elementwise(  # 1 / sqrt(mean square + eps)
-        "{W} squares, {W} count, {W} eps", "{W} r", "r = W(1) / sqrt(squares / count + eps);"
-    ),
-    "normalise": Elementwise(
-        "T x, {W} mean, {W} rstd", "T y", "y = T((W(x) - mean) * rstd);"
-    ),
-    "normalise_scaled": Elementwise(
-        "T x, {W} mean, {W} rstd, S weight, S bias", "T y",
-        "y = T((W(x) - mean) * rstd * W(weight) + W(bias));",
-    ),
-    "layer_norm_backward": Elementwise(  # by_one = mean(g·w), by_x = mean(g·w·xhat)
-        "G g, T x, {W} mean, {W} rstd, S weight, {W} by_one, {W} by_x", "T d",
-        "d = T(rstd * (W(g) * W(weight) - by_one - (W(x) - mean) * rstd * by_x));",
-    ),
-    "softmax": Elementwise(
-        "T x, int32 query, int32 key, {W} top, {W} total", "T y",
-        "y = key <= query ? T(exp(W(x) - or_zero(top)) / nonzero(total)) : T(W(0));",
-    ),
-    "softmax_backward": Elementwise(
-        "G g, T y, {W} dot, {W} scale", "T d", "d = T(W(y) * (W(g) - dot) * scale);"
-    ),
-    "cross_entropy": Elementwise(
-        "raw T logits, I target, {W} top, {W} total, {W} mean, int64 width, int64 ignored, {W} smoothing",
-        "T loss",
-        "if (target == ignored) loss = T(W(0));"
-        "else if (target < 0 || target >= width) loss = T(not_a_number());"
-        "else loss = T(log(nonzero(total)) - (W(1) - smoothing) * (W(logits[i * width + target]) - or_zero(top))"
-        " - smoothing * (mean - or_zero(top)));",
     ),
     "cross_entropy_backward": Elementwise(
         "T logits, {W} top, {W} inverse, G g, I target, I column, int64 width, int64 ignored, {W} smoothing",
@@ -147,18 +126,95 @@ ELEMENTWISE = {
 
 SUMS = {
     "sum": Sum("T x", "W(x)"),
-    "squares": Sum("T x, {W} mean", "(W(x) - mean) * (W(x) - mean)"),
-    "product": Sum("G g, T y", "W(g) * W(y)"),
-    "weighted": Sum("G g, S weight", "W(g) * W(weight)"),
-    "weighted_by_x": Sum(
-        "G g, T x, {W} mean, {W} rstd, S weight", "W(g) * W(weight) * (W(x) - mean) * rstd"
-    ),
     "by_x": Sum("G g, T x, {W} mean, {W} rstd", "W(g) * (W(x) - mean) * rstd"),
-    "top": Sum(
-        "T x, int32 query, int32 key", "key <= query ? W(x) : minus_infinity()", "larger(a, b)",
-        "minus_infinity()",
-    ),
-    "exponentials": Sum(
-        "T x, int32 query, int32 key, {W} top", "key <= query ? exp(W(x) - or_zero(top)) : W(0)"
-    ),
 }  # fmt: skip
+
+FUNCTION = """
+#include <cuda_fp16.h>
+{types}
+{preamble}
+#define EACH(c, n) for (long long c = threadIdx.x; c < (n); c += 32)
+
+__device__ inline W summed(W a) {{  // over the warp; every thread gets it
+    for (int apart = 16; apart; apart /= 2) a += __shfl_xor_sync(0xffffffff, a, apart);
+    return a;
+}}
+__device__ inline W largest(W a) {{
+    for (int apart = 16; apart; apart /= 2) a = larger(a, __shfl_xor_sync(0xffffffff, a, apart));
+    return a;
+}}
+
+extern "C" __global__ void minipar_{name}({parameters}, long long rows, long long width) {{
+    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= rows) return;
+{code}
+}}
+"""
+
+ROWS = {  # `queries`, if not 0: row r is of query r % queries, which sees no later key than itself
+    "softmax": Rows(
+        "const T* x, T* y, long long queries",
+        """
+    x += row * width, y += row * width;
+    const long long seen = queries && row % queries < width ? row % queries + 1 : width;
+    W top = minus_infinity(), total = 0;
+    EACH(c, seen) top = larger(top, W(x[c]));
+    top = or_zero(largest(top));
+    EACH(c, seen) total += exp(W(x[c]) - top);
+    total = nonzero(summed(total));
+    EACH(c, width) y[c] = c < seen ? T(exp(W(x[c]) - top) / total) : T(W(0));""",
+    ),
+    "softmax_backward": Rows(
+        "const G* g, const T* y, T* d, W scale, long long queries",
+        """
+    g += row * width, y += row * width, d += row * width;
+    const long long seen = queries && row % queries < width ? row % queries + 1 : width;
+    W dot = 0;
+    EACH(c, seen) dot += W(g[c]) * W(y[c]);
+    dot = summed(dot);
+    EACH(c, width) d[c] = c < seen ? T(W(y[c]) * (W(g[c]) - dot) * scale) : T(W(0));""",
+    ),
+    "layer_norm": Rows(
+        "const T* x, const S* weight, const S* bias, T* y, W* mean, W* rstd, W eps",
+        """
+    x += row * width, y += row * width;
+    W m = 0, variance = 0;
+    EACH(c, width) m += W(x[c]);
+    m = summed(m) / width;
+    EACH(c, width) { W centred = W(x[c]) - m; variance += centred * centred; }
+    const W r = W(1) / sqrt(summed(variance) / width + eps);
+    EACH(c, width) y[c] = T((W(x[c]) - m) * r * W(weight[c]) + W(bias[c]));
+    if (threadIdx.x == 0) mean[row] = m, rstd[row] = r;""",
+    ),
+    "layer_norm_backward": Rows(  # by_one = mean(g·w), by_x = mean(g·w·xhat)
+        "const G* g, const T* x, const W* mean, const W* rstd, const S* weight, T* d",
+        """
+    g += row * width, x += row * width, d += row * width;
+    const W m = mean[row], r = rstd[row];
+    W by_one = 0, by_x = 0;
+    EACH(c, width) { W a = W(g[c]) * W(weight[c]); by_one += a; by_x += a * (W(x[c]) - m) * r; }
+    by_one = summed(by_one) / width;
+    by_x = summed(by_x) / width;
+    EACH(c, width) d[c] = T(r * (W(g[c]) * W(weight[c]) - by_one - (W(x[c]) - m) * r * by_x));""",
+    ),
+    "cross_entropy": Rows(  # saved: top and 1 / total of each row
+        "const T* x, const long long* targets, T* losses, W* saved, long long ignored, W smoothing",
+        """
+    x += row * width;
+    const long long target = targets[row];
+    W top = minus_infinity(), total = 0, mean = 0;
+    EACH(c, width) top = larger(top, W(x[c]));
+    top = or_zero(largest(top));
+    EACH(c, width) total += exp(W(x[c]) - top);
+    total = nonzero(summed(total));
+    if (smoothing > 0) {
+        EACH(c, width) mean += W(x[c]);
+        mean = summed(mean) / width;
+    }
+    if (threadIdx.x) return;
+    saved[row] = top, saved[rows + row] = W(1) / total;
+    if (target == ignored) losses[row] = T(W(0));
+    else if (target < 0 || target >= width) losses[row] = T(not_a_number());
+    else losses[row] = T(log(total) - (W(1) - smoothing) * (W(x[target]) - top) - smoothing * (mean - top));""",
+    ),
+}

@@ -11,7 +11,7 @@ import pytest
 
 from minipar.errors import UsageError
 from minipar.kernels import gpu, plain
-from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, SUMS
+from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, ROWS, SUMS
 from tests.gpu.kernel_cases import CASES
 
 TYPES = {"int32", "int64", "float32"}
@@ -30,8 +30,7 @@ def test_the_same_names_and_arguments_as_the_plain_ones() -> None:
     assert sorted(gpu.__all__) == sorted(plain.__all__)
     for name in plain.__all__:
         ours, theirs = (list(inspect.signature(getattr(m, name)).parameters) for m in (gpu, plain))
-        extra = ["scale"] if name == "softmax_backward" else []
-        assert ours == [p for p in theirs if p != "xp" or getattr(gpu, name) is getattr(plain, name)] + extra, name
+        assert ours == [p for p in theirs if p != "xp" or getattr(gpu, name) is getattr(plain, name)], name
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -52,6 +51,18 @@ def test_terms_of_sums_use_their_parameters(name: str) -> None:
         assert re.search(rf"\b{parameter}\b", source.term), f"{parameter} is not used"
         assert parameter not in ("a", "b")  # CuPy's own
     assert source.term.count("(") == source.term.count(")")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_parameters_of_functions_are_typed_and_used(name: str) -> None:
+    source = ROWS[name]
+    for parameter in source.parameters.split(", "):
+        found = re.fullmatch(r"(?:const )?([A-Z]|long long)(\*?) (\w+)", parameter)
+        assert found, parameter
+        assert re.search(rf"\b{found[3]}\b", source.code), f"{parameter} is not used"
+        assert found[3] not in ("rows", "width", "row")  # every function has those
+    for left, right in ("()", "{}", "[]"):
+        assert source.code.count(left) == source.code.count(right)
 
 
 def test_every_fused_kernel_has_a_case() -> None:
