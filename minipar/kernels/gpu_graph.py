@@ -14,6 +14,7 @@ Not run on a GPU yet.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -67,9 +68,13 @@ class CapturedStep:
             self.stream.begin_capture()
             try:
                 self.result = work()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):  # CUDA's, for a capture broken off: what broke it off is told
+                    self.stream.end_capture()
+                raise
             finally:
                 capturing.reset(token)
-                self.graph = self.stream.end_capture()
+            self.graph = self.stream.end_capture()
 
     def __call__(self) -> Any:
         """Launch everything, wait for nothing on the host; return `result`.

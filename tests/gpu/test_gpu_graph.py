@@ -103,3 +103,19 @@ def test_a_capture_that_fails_leaves_nothing_behind(notes: list[str]) -> None:
     with pytest.raises(ValueError, match="a value was read back"):
         CapturedStep(work)
     assert notes[-1] == "graph: capture ends" and capturing.get() is None
+
+
+def test_what_broke_a_capture_off_is_told_and_not_that_it_was_broken_off(
+    notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work() -> None:
+        if capturing.get() is not None:
+            raise ValueError("a value was read back")
+
+    def invalidated(stream: Stream) -> None:
+        raise RuntimeError("cudaErrorStreamCaptureInvalidated")
+
+    monkeypatch.setattr(Stream, "end_capture", invalidated)
+    with pytest.raises(ValueError, match="a value was read back"):
+        CapturedStep(work)
+    assert capturing.get() is None
