@@ -11,10 +11,9 @@ counted. Prints the worst relative errors of each group and what is refused, and
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +115,7 @@ def under_mpi(world: Communicator) -> Runner:
             groups[case.ranks] = world.split(0 if world.rank < case.ranks else None)
         part, outcome = groups[case.ranks], None
         if part is not None:
-            with communicators_freed():
+            with part.scope():  # verify frees what it splits, but not where it is refused half-way
                 try:
                     outcome = verify(settings(case.kind, **case.options), part)
                 except UsageError as error:
@@ -128,28 +127,6 @@ def under_mpi(world: Communicator) -> Runner:
         return outcome
 
     return run
-
-
-@contextlib.contextmanager
-def communicators_freed() -> Iterator[None]:
-    """Free the communicators that are made inside: MPICH has 2048 for a process, and a verification takes 16."""
-    from minipar.comm.mpi import MPICommunicator
-
-    made: list[MPICommunicator] = []
-    begin = MPICommunicator.__init__
-
-    def noted(self: MPICommunicator, *arguments: Any) -> None:
-        begin(self, *arguments)
-        made.append(self)
-
-    MPICommunicator.__init__ = noted  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        MPICommunicator.__init__ = begin  # type: ignore[method-assign]
-        for comm in made:  # in the order of their making, which is the same on all of their ranks
-            comm.side.Free()
-            comm.mpi.Free()
 
 
 def judge(case: Case, run: Runner, found: Found) -> str | None:
