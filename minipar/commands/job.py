@@ -22,7 +22,7 @@ from minipar.models import GPT, Model, generate
 from minipar.parallel.pipeline.resolve import DEFAULT_SCHEDULE
 from minipar.parallel.strategies.layers import Layers
 from minipar.parallel.strategies.pipelined import Pipelined
-from minipar.planner.fullest import fullest
+from minipar.planner.fullest import fullest, whole_batch
 from minipar.plot import memory_bars
 from minipar.resume import Saving, check_can_save
 from minipar.runs import WEIGHTS, RunWriter
@@ -141,8 +141,7 @@ def draw_memory(job: Job, out: Path) -> str:
     """
     if isinstance(job.strategy, Layers):
         return "not counted where a policy places whole layers: they run forward and backward in one go"
-    (batch,) = job.loader.steps(1)
-    ranks = job.comm.all_gather_object(vars(fullest(job, batch)))
+    ranks = job.comm.all_gather_object(vars(fullest(job, whole_batch(job))))
     picture = out / MEMORY
 
     def draw() -> None:

@@ -1,6 +1,6 @@
 """What a rank of a running job holds at its fullest: what `planner.memory` predicts, counted.
 
-fullest(job, batch).total
+fullest(job, whole_batch(job)).total
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from minipar.parallel.zero.zero import Zero
 from minipar.tape import Edge, is_replaying
 from minipar.tensor import Tensor
 from minipar.training import Job
+
+
+def whole_batch(job: Job) -> Batch:
+    """Return one of the loader's next batches: the larger of two, since the last one of an epoch may be smaller."""
+    return max(job.loader.steps(2), key=lambda batch: batch.samples)
 
 
 def fullest(job: Job, batch: Batch) -> Held:

@@ -34,7 +34,7 @@ from minipar.config import TrainConfig
 from minipar.errors import CommunicationError
 from minipar.parallel.pipeline.simulator import Span, Timeline, timeline
 from minipar.parallel.strategies.pipelined import Pipelined
-from minipar.planner.fullest import fullest
+from minipar.planner.fullest import fullest, whole_batch
 from minipar.planner.layout import Layout, Precision
 from minipar.planner.machine import Machine
 from minipar.planner.reference import (
@@ -136,8 +136,7 @@ def measure(
 
 def _held(job: Job) -> float:
     """Return the bytes of the rank that holds most. Collective."""
-    (batch,) = job.loader.steps(1)
-    total = float(fullest(job, batch).total)
+    total = float(fullest(job, whole_batch(job)).total)
     return float(job.comm.all_reduce(np.array([total]), op="max")[0])
 
 

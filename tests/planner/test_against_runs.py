@@ -12,7 +12,7 @@ from minipar import launch, world
 from minipar.config import TrainConfig
 from minipar.parallel.memory import Held, held
 from minipar.parallel.strategies.pipelined import Pipelined
-from minipar.planner.fullest import fullest
+from minipar.planner.fullest import fullest, whole_batch
 from minipar.planner.layout import PRECISIONS, Layout, Precision, on_the_wire
 from minipar.planner.memory import memory
 from minipar.planner.run_layouts import config_of
@@ -182,3 +182,9 @@ def test_traffic_is_what_the_ledger_counts(model: str, layout: Layout, precision
     for axis in ("dp", "pp", "tp"):
         found = max(row[axis] for row in rows)
         assert predicted[axis] == pytest.approx(found, rel=0.02, abs=200), axis
+
+
+def test_what_is_held_is_counted_on_a_whole_batch() -> None:
+    job = Job(TrainConfig(model="mlp", steps=3, batch=1000).resolved(), world())  # of 1438 samples
+    next(job.train())
+    assert next(job.loader.steps(1)).samples == 438 and whole_batch(job).samples == 1000
