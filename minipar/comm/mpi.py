@@ -243,6 +243,7 @@ class MPICommunicator(Communicator):
                 name = f"{prefix}{color}"
                 result = MPICommunicator(comm, members, name, self.journal, self._hooks, self.checks)
         except MPI.Exception as error:
+            self.journal.wait_ends()
             raise CommunicationError(
                 f"split: MPI makes no more groups ({error}); it has room for some 1,000 at a time: free those that are"
                 " no longer needed (`group.free()`, `with comm.scope():`)"
