@@ -323,7 +323,7 @@ class Job:
         """
         c: Any = self.config
         self.comm.mark(phase="evaluation")
-        self.strategy.finish()
+        self.strategy.finish_steps()
         sums = np.zeros(3)  # loss, hits, targets
         self.model.eval()
         for batch in self._loader(self.data.valid, c.batch, shuffle=False):

@@ -247,6 +247,7 @@ class Communicator(Member, ABC):
         prefix = f"{self.name}/{self._splits}." if name is None else f"{self.name}/{name}"
         group = self._split(self._call("split"), color, key, prefix)
         if group is not None:
+            group._parent = self
             self._groups.append(group)
         return group
 
@@ -255,14 +256,12 @@ class Communicator(Member, ABC):
 
         Collective over the group. Only programs that go on making groups need it, see `scope`.
         """
-        if self.name == "world":
+        if self._parent is None:
             raise UsageError("free: the world lasts as long as the program; free what was split from it")
-        self._free_groups(0)
-        self._free()
-        self._freed, self._call = True, self._refuse  # type: ignore[method-assign]  # costs those in use nothing
-
-    def _refuse(self, operation: str, *_: Any, **__: Any) -> Call:
-        raise UsageError(f"{operation}: the group {self.name} was freed")
+        if self not in self._parent._groups:
+            self._refuse("free")
+        self._parent._groups.remove(self)
+        self._release()
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -271,15 +270,20 @@ class Communicator(Member, ABC):
         For what makes groups again and again, each time to be done with. After an error nothing is freed: ranks may
         have got to different places.
         """
-        before = len(self._groups)
+        before = list(self._groups)
         yield
-        self._free_groups(before)
+        for group in [group for group in self._groups if group not in before]:
+            group.free()
 
-    def _free_groups(self, kept: int) -> None:
-        while len(self._groups) > kept:
-            group = self._groups.pop()
-            if not group._freed:
-                group.free()
+    def _release(self) -> None:
+        for group in self._groups:  # in the order of their making, which is the same on all of their ranks
+            group._release()
+        self._groups.clear()
+        self._free()
+        self._call = self._refuse  # type: ignore[method-assign]  # which costs groups in use nothing
+
+    def _refuse(self, operation: str, *_: Any, **__: Any) -> Call:
+        raise UsageError(f"{operation}: the group {self.name} was freed")
 
     def broadcast_object(self, obj: Any, root: int = 0) -> Any:
         """Return a copy of `root`'s object (anything that pickles). For settings and names, not for data."""

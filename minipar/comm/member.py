@@ -47,8 +47,8 @@ class Member:
         self._rows: dict[str, Row] = {}  # this group's ledger rows by operation
         self._number = 0  # of collectives so far
         self._splits = 0
+        self._parent: Any = None  # what this one was split from; None for the world
         self._groups: list[Any] = []  # split from this one and not freed
-        self._freed = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}: rank {self.rank} of {self.size}>"

@@ -117,7 +117,7 @@ class SlowCommunicator(Communicator):
         return part if part is None or part.size == 1 else SlowCommunicator(part, self.network)
 
     def _free(self) -> None:
-        self.inner.free()
+        self.inner._release()
 
     # Messages -----------------------------------------------------------------------------------------
 

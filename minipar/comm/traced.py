@@ -94,7 +94,7 @@ class TracedCommunicator(Communicator):
         return part if alone else TracedCommunicator(part, self.trace)
 
     def _free(self) -> None:
-        self.inner.free()
+        self.inner._release()
 
     # Messages -----------------------------------------------------------------------------------------
 

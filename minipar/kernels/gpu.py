@@ -22,7 +22,7 @@ from minipar.kernels import plain
 from minipar.kernels.common import Array, check_attention, rows, work_dtype
 from minipar.kernels.gpu_blas import matmul
 from minipar.kernels.gpu_conv import conv2d, conv2d_backward_input, conv2d_backward_weight
-from minipar.kernels.gpu_launch import reduce_rows, run, run_rows
+from minipar.kernels.gpu_launch import run, run_rows, sum_rows
 from minipar.kernels.plain import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -71,7 +71,8 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
     """See plain.layer_norm."""
     if weight is None or bias is None or x.size == 0 or bias.dtype != weight.dtype:
         return plain.layer_norm(x, weight, bias, eps)
-    xp, x = device_module("cuda"), device_module("cuda").ascontiguousarray(x)
+    xp = device_module("cuda")
+    x, weight, bias = (xp.ascontiguousarray(a) for a in (x, weight, bias))
     y = xp.empty_like(x)
     mean, rstd = (xp.empty((*x.shape[:-1], 1), work_dtype(x.dtype)) for _ in range(2))
     run_rows("layer_norm", {"T": x, "S": weight}, x, weight, bias, y, mean, rstd, float(eps))
@@ -84,11 +85,11 @@ def layer_norm_backward(
     """See plain.layer_norm_backward."""
     if weight is None or x.size == 0:
         return plain.layer_norm_backward(g, x, mean, rstd, weight)
-    g, x = (device_module("cuda").ascontiguousarray(a) for a in (g, x))
+    g, x, weight = (device_module("cuda").ascontiguousarray(a) for a in (g, x, weight))
     dx = device_module("cuda").empty_like(x)
     run_rows("layer_norm_backward", {"T": x, "G": g, "S": weight}, g, x, mean, rstd, weight, dx)
-    dweight = reduce_rows("by_x", x, rows(g), rows(x), rows(mean), rows(rstd))
-    dbias = reduce_rows("sum", x, rows(g))
+    dweight = sum_rows("by_x", x, rows(g), rows(x), rows(mean), rows(rstd))
+    dbias = sum_rows("sum", x, rows(g))
     return dx, dweight.astype(weight.dtype, copy=False), dbias.astype(weight.dtype, copy=False)
 
 
@@ -230,7 +231,7 @@ def linear_backward_bias(g: Array) -> Array:
     """See plain.linear_backward_bias."""
     if g.size == 0:
         return plain.linear_backward_bias(g)
-    return reduce_rows("sum", g, rows(g)).astype(g.dtype, copy=False)
+    return sum_rows("sum", g, rows(g)).astype(g.dtype, copy=False)
 
 
 def embedding(weight: Array, ids: Array) -> Array:

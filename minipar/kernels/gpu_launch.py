@@ -1,4 +1,4 @@
-"""Launches the CUDA code of gpu_source on CuPy arrays: compiled at its first call, once for each precision."""
+"""Launches the CUDA code of gpu_source on CuPy arrays; compiled at the first call, once for each set of dtypes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def _elementwise(name: str, work: str) -> Any:
 
 
 @functools.cache
-def _reduction(name: str, work: str) -> Any:
+def _sum(name: str, work: str) -> Any:
     source, cupy = SUMS[name], device_module("cuda")
     return cupy.ReductionKernel(
-        source.inputs.format(W=work), f"{work} out", source.term, source.reduce, "out = a", source.identity,
+        source.inputs.format(W=work), f"{work} out", source.term, "a + b", "out = a", "0",
         f"minipar_{name}_{work}", reduce_type=C_NAMES[work], preamble=PREAMBLE % {"work": C_NAMES[work]},
     )  # fmt: skip
 
@@ -46,21 +46,16 @@ def run(name: str, like: Array, *arguments: Any) -> Any:
     return _elementwise(name, work_dtype(like.dtype).name)(*arguments)
 
 
-def reduce(name: str, like: Array, *arguments: Any, axis: int) -> Array:
-    """Call a sum of gpu_source in the working precision of `like`; the axis stays, with length 1."""
-    return _reduction(name, work_dtype(like.dtype).name)(*arguments, axis=axis, keepdims=True)
-
-
-def reduce_rows(name: str, like: Array, *arguments: Array) -> Array:
-    """Call a sum of gpu_source over the rows of matrices (R, C) or (R, 1): (C,), in the working precision of `like`.
+def sum_rows(name: str, like: Array, *arguments: Array) -> Array:
+    """Add a term of gpu_source up over the rows of matrices (R, C) or (R, 1): (C,), in the working precision of `like`.
 
     In two steps, of up to 128 groups of rows and of the groups: CuPy gives one sum to one block of threads at most,
     so that C sums over all rows would leave most of a GPU idle.
     """
+    work = work_dtype(like.dtype).name
     groups = math.gcd(len(arguments[0]), 128)
     split = [x.reshape(groups, -1, x.shape[1]) for x in arguments]
-    parts = reduce(name, like, *split, axis=1)[:, 0]  # (groups, C)
-    return reduce("sum", parts, parts, axis=0)[0]
+    return _sum("sum", work)(_sum(name, work)(*split, axis=1), axis=0)
 
 
 def run_rows(name: str, types: dict[str, Array], *arguments: Any) -> None:
@@ -69,7 +64,12 @@ def run_rows(name: str, types: dict[str, Array], *arguments: Any) -> None:
     Args:
         types: an array of each dtype that the function's parameters name, by the letter.
         arguments: contiguous arrays, and numbers. Python's floats are given in the working precision.
+
+    Raises:
+        ValueError: an array is not contiguous; the function would take other elements for it.
     """
+    if not all(a.flags.c_contiguous for a in arguments if hasattr(a, "flags") and a.ndim):
+        raise ValueError(f"{name}: its arrays must be contiguous")
     x = types["T"]
     rows, width = math.prod(x.shape[:-1]), x.shape[-1]
     work = work_dtype(x.dtype)

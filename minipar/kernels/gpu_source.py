@@ -22,12 +22,10 @@ class Elementwise(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """The sum (or, with `reduce`, the maximum) of a term along axes; the result has the working precision."""
+    """The sum of a term along an axis; the result has the working precision."""
 
     inputs: str
     term: str
-    reduce: str = "a + b"
-    identity: str = "0"
 
 
 class Rows(NamedTuple):

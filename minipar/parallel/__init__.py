@@ -1,6 +1,6 @@
 """Floor 4: each kind of parallelism, as a wrapper around a serial model and a communicator.
 
-Order within the floor: placement, norms; buckets, data_parallel, local_sgd; tensor_parallel; zero, memory;
+Order within the floor: placement, norms; batch_norm, buckets, data_parallel, local_sgd; tensor_parallel; zero, memory;
 partition; region; pipeline; strategies (each kind as the training job sees it); distribute, which composes
 them all.
 """

@@ -17,8 +17,9 @@ from typing import Any
 from minipar import optim
 from minipar.comm.interface import Communicator, Work
 from minipar.errors import UsageError
-from minipar.nn import BatchNorm2d, Module, Parameter
+from minipar.nn import Module, Parameter
 from minipar.ops.normalisation import alone
+from minipar.parallel.batch_norm import batch_norms, refuse_microbatches, share_statistics
 from minipar.parallel.buckets import BUCKET_MB, Bucket, make_buckets
 from minipar.tape import Backward, running_backward
 from minipar.tensor import Tensor
@@ -83,7 +84,7 @@ class DataParallel:
             for p, view in zip(bucket.params, bucket.views):
                 p.grad_buffer = view if view.dtype == p.dtype else None
         self._hooks = [p.register_hook(self._gradient_ready) for p in self.params]
-        self._batch_norms = self._share_batch_statistics()
+        share_statistics(model, comm)
 
     def __call__(self, *inputs: Any) -> Any:
         return self.model(*inputs)
@@ -101,17 +102,6 @@ class DataParallel:
         for p, view in zip(bucket.params, bucket.views):
             p.assign_(view)
 
-    def _share_batch_statistics(self) -> list[BatchNorm2d]:
-        """Let batch norm see the whole batch; on a communicator of its own, so that its sums never mix with
-        buckets that are under way."""
-        norms = [m for _, m in self.model.named_modules() if isinstance(m, BatchNorm2d)]
-        if norms:
-            group = self.comm.split(0)
-            assert group is not None
-            for norm in norms:
-                norm.reduce = group.all_reduce
-        return norms
-
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
         """Inside, backward only adds to this rank's gradients: for all but the last of several microbatches.
@@ -119,10 +109,7 @@ class DataParallel:
         Raises:
             UsageError: the model has batch norm, whose statistics would be those of one microbatch.
         """
-        if self._batch_norms:
-            raise UsageError(
-                "batch norm mixes the samples of a batch, so microbatches change its result; use group norm"
-            )
+        refuse_microbatches(self.model)
         before, self._synchronising = self._synchronising, False
         try:
             yield
@@ -203,5 +190,5 @@ class DataParallel:
             remove()
         for p in self.params:
             p.grad_buffer = None
-        for norm in self._batch_norms:
+        for norm in batch_norms(self.model).values():
             norm.reduce = alone

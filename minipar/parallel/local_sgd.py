@@ -18,7 +18,7 @@ from minipar.parallel.buckets import BUCKET_MB, make_buckets
 
 
 class LocalSGD:
-    """A model whose parameters are averaged over the ranks of `comm` after every `every` steps.
+    """A model whose parameters are averaged over the ranks of `comm` when `every` steps were taken since the last time.
 
     Each rank divides its loss by its *own* number of valid targets; the average weights ranks by the targets
     they have seen since the last one. Frozen parameters are equal from the start and left alone.
@@ -37,7 +37,6 @@ class LocalSGD:
         self.model, self.comm, self.every = model, comm, every
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.buckets = make_buckets(self.params, bucket_mb)
-        self._steps = 0
         self._since = 0  # steps since the last average, the same number on every rank
         self._seen = 0.0
         for tensor in [*model.parameters(), *(buffer for _, buffer in model.named_buffers())]:
@@ -51,10 +50,9 @@ class LocalSGD:
         """
         if targets:
             optimizer.step()
-        self._steps += 1
         self._since += 1
         self._seen += targets
-        if self._steps % self.every == 0:
+        if self._since == self.every:
             self.average()
 
     def average(self) -> None:
@@ -68,7 +66,7 @@ class LocalSGD:
                 p.assign_(view)
         self._since, self._seen = 0, 0.0
 
-    def finish(self) -> None:
+    def average_rest(self) -> None:
         """Average where steps were taken since the last time, so that all ranks hold one model. Collective."""
         if self._since:
             self.average()

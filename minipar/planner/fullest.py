@@ -12,6 +12,7 @@ from typing import Any
 from minipar import random
 from minipar.data import Batch
 from minipar.nn import Module
+from minipar.parallel.batch_norm import batch_norms
 from minipar.parallel.memory import Held, Root, held
 from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.parallel.strategies.sharded import Sharded
@@ -49,7 +50,7 @@ def fullest(job: Job, batch: Batch) -> Held:
     def count(*more: Root) -> None:
         seen.append(held(counted, under_way=[*roots, *more]))
 
-    whole = job.strategy.batch_norm is not None  # then the sum cannot be put off
+    whole = bool(batch_norms(job.model))  # then the sum cannot be put off
     moment = random.at(seed=job.config.seed, step=job.steps_done, first_sample=batch.offset)
     with moment, job.precision.context(), job.strategy.waiting(last=whole), _replays(counted, count):
         if isinstance(job.strategy, Pipelined):

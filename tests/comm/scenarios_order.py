@@ -202,8 +202,10 @@ def groups_are_freed_with_all_that_was_split_from_them(comm: Communicator) -> No
             group.isend(np.ones(2), 0)
     kept.barrier()
     kept.free()
-    with pytest.raises(UsageError, match="was freed"):
-        kept.split(0)
+    for use in (lambda: kept.split(0), kept.free, half.free):
+        with pytest.raises(UsageError, match="was freed"):
+            use()
+    assert not {kept, half} & set(comm._groups), "what was freed is forgotten"
     if comm.name == "world":
         with pytest.raises(UsageError, match="the world lasts as long as the program"):
             comm.free()

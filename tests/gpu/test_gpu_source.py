@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from minipar.errors import UsageError
 from minipar.kernels import gpu, plain
+from minipar.kernels.gpu_launch import run_rows
 from minipar.kernels.gpu_source import ELEMENTWISE, PREAMBLE, ROWS, SUMS
 from tests.gpu.kernel_cases import CASES
 
@@ -75,11 +77,15 @@ def test_the_preamble_takes_a_precision() -> None:
 
 
 def test_without_a_gpu_they_say_what_is_missing() -> None:
-    import numpy as np
-
     from tests.gpu.device import REASON
 
     if REASON is None:
         pytest.skip("there is a GPU")
     with pytest.raises(UsageError, match="device cuda"):
         gpu.softmax(np.ones((2, 2)), -1)
+
+
+def test_arrays_of_rows_must_be_contiguous() -> None:
+    x = np.ones((3, 4), np.float32)
+    with pytest.raises(ValueError, match="softmax: its arrays must be contiguous"):
+        run_rows("softmax", {"T": x}, x[:, ::2], x, 0)

@@ -169,7 +169,7 @@ def test_a_model_without_values_is_refused() -> None:
 
 def test_microbatches_with_batch_norm_are_refused() -> None:
     parallel = DataParallel(build("convnet-batch-norm"), world())
-    with pytest.raises(UsageError, match="batch norm mixes the samples"), parallel.no_sync():
+    with pytest.raises(UsageError, match="is batch norm, which mixes the samples"), parallel.no_sync():
         pass
 
 

@@ -105,7 +105,7 @@ def test_what_is_judged_and_saved_is_one_model_between_averages_too() -> None:
         deque(job.train(), maxlen=0)
         apart = {name: value.copy() for name, value in job.strategy.tensors()}
         loss = job.evaluate()["loss"]
-        job.strategy.finish()  # nothing is left to do
+        job.strategy.finish_steps()  # nothing is left to do
         return apart, dict(job.strategy.tensors()), loss
 
     apart, together, losses = zip(*launch(program, 2, timeout=60))

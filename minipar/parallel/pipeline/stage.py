@@ -13,7 +13,8 @@ from minipar.backend import array_module
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.models import Model
-from minipar.nn import BatchNorm2d, Module, Parameter
+from minipar.nn import Module, Parameter
+from minipar.parallel.batch_norm import refuse_microbatches
 
 
 class Stage(Module):
@@ -98,12 +99,7 @@ def check_cuts(model: Model, cuts: Sequence[range], ranks: int) -> None:
     Raises:
         UsageError: says which, and what would work.
     """
-    norms = [name for name, m in model.named_modules() if isinstance(m, BatchNorm2d)]
-    if norms:
-        raise UsageError(
-            f"pipeline: {norms[0]} is batch norm, which mixes the samples of a batch, so that microbatches"
-            " would change its result; use group norm"
-        )
+    refuse_microbatches(model)
     if not cuts or len(cuts) % ranks:
         raise UsageError(
             f"pipeline: {len(cuts)} virtual stages do not divide by {ranks} ranks; give each rank as many"

@@ -49,8 +49,8 @@ class AveragedParameters(Strategy):
     def step(self, optimizer: optim.Optimizer, targets: int) -> None:
         self.local.step(optimizer, targets)
 
-    def finish(self) -> None:
-        self.local.finish()
+    def finish_steps(self) -> None:
+        self.local.average_rest()
 
     def gradients_known(self) -> bool:
         return False

@@ -18,10 +18,10 @@ from minipar import optim
 from minipar.backend import Array, array_module, summand, to_host
 from minipar.comm.interface import Communicator
 from minipar.data import Batch
-from minipar.errors import UsageError
 from minipar.kernels.common import widen
 from minipar.models import Model
-from minipar.nn import BatchNorm2d, Parameter
+from minipar.nn import Parameter
+from minipar.parallel.batch_norm import refuse_microbatches
 from minipar.parallel.norms import global_norm
 from minipar.parallel.partition.owner_sharding import OwnedPart
 from minipar.parallel.placement import Place, Replicate, describe, held_bytes, is_sharded
@@ -54,7 +54,6 @@ class Strategy:
     Attributes:
         model: the model, its parameters as this rank holds them.
         batch_ranks: the ranks that share the batch; each takes its part of it.
-        batch_norm: the path of the model's first batch norm, if it has one.
         own_mean: each rank minimises the mean over its own samples instead of its share of the whole batch's.
     """
 
@@ -65,8 +64,6 @@ class Strategy:
         self.shard_ranks: Communicator | None = (
             None  # the ranks over which optimizer tensors are disjoint parts
         )
-        norms = (name for name, m in model.named_modules() if isinstance(m, BatchNorm2d))
-        self.batch_norm: str | None = next(norms, None)
 
     def run(self, inputs: Any) -> Tensor:
         """Return the model's output for this rank's inputs; token ids stay an array, they carry no gradient."""
@@ -78,11 +75,8 @@ class Strategy:
         Raises:
             UsageError: the model has batch norm, whose statistics would be those of one microbatch.
         """
-        if not last and self.batch_norm is not None:
-            raise UsageError(
-                f"{self.batch_norm} is batch norm, which mixes the samples of a batch, so microbatches change its"
-                " result; use group norm"
-            )
+        if not last:
+            refuse_microbatches(self.model)
         return contextlib.nullcontext()
 
     def add_gradients(self, batch: Batch, count: float, last: bool) -> Any:
@@ -112,8 +106,8 @@ class Strategy:
     def precision_changed(self) -> None:
         """Called when activations may have another dtype from now on."""
 
-    def finish(self) -> None:
-        """Bring together what ranks hold apart between two averages of their parameters, so that there is one model."""
+    def finish_steps(self) -> None:
+        """Bring together what steps have left different on the ranks (local SGD), so that they hold one model."""
 
     def evaluate(self, inputs: Any, targets: Any) -> tuple[float, int]:
         """Return this rank's sum of losses and number of hits, without gradients."""

@@ -23,7 +23,8 @@ from minipar import optim
 from minipar.backend import Array, array_module, float_dtype, is_gpu_array, to_device
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
-from minipar.nn import BatchNorm2d, Module, Parameter
+from minipar.nn import Module, Parameter
+from minipar.parallel.batch_norm import refuse_microbatches, share_statistics
 from minipar.parallel.norms import global_norm
 from minipar.parallel.placement import is_sharded
 from minipar.parallel.zero.flat_shards import FlatUnit, Piece, make_units
@@ -83,7 +84,7 @@ class Zero:
         self.units: list[FlatUnit] = [u for u in (*own, shared) if u is not None]
         self._ready = False
         self.scatters = ScatterGradients(comm, own, shared, self.names, stage)
-        self._has_batch_norm = self._share_batch_statistics()
+        share_statistics(model, comm)
         self.gathers: GatherOnUse | None = None
         if stage == 3:
             gather = comm.split(0, name="gather")
@@ -125,16 +126,6 @@ class Zero:
         for unit in self.units:
             yield from unit.pieces
 
-    def _share_batch_statistics(self) -> bool:
-        """Let batch norm see the whole batch, over a communicator of its own."""
-        norms = [m for _, m in self.model.named_modules() if isinstance(m, BatchNorm2d)]
-        if norms:
-            group = self.comm.split(0, name="statistics")
-            assert group is not None
-            for norm in norms:
-                norm.reduce = group.all_reduce
-        return bool(norms)
-
     # Forward and backward -----------------------------------------------------------------------------
 
     def __call__(self, *inputs: Any) -> Any:
@@ -158,10 +149,7 @@ class Zero:
         Raises:
             UsageError: the model has batch norm, whose statistics would be those of one microbatch.
         """
-        if self._has_batch_norm:
-            raise UsageError(
-                "batch norm mixes the samples of a batch, so microbatches change its result; use group norm"
-            )
+        refuse_microbatches(self.model)
         before, self.scatters.active = self.scatters.active, self.stage > 1
         try:
             yield
