@@ -31,7 +31,11 @@ def facts() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    blas = [f"{x['internal_api']} {x['version']}" for x in threadpool_info() if x["user_api"] == "blas"]
+    blas = [
+        " ".join(filter(None, (x["internal_api"], x["version"], x.get("architecture"))))  # that of its kernels
+        for x in threadpool_info()
+        if x["user_api"] == "blas"
+    ]
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": cpu_name(),

@@ -56,7 +56,8 @@ def _blas() -> list[Finding]:
     return [
         Finding(
             "BLAS",
-            f"{lib['internal_api']} {lib['version']}, {lib['num_threads']} of {cores} threads here, 1 a rank",
+            f"{lib['internal_api']} {lib['version']}, {lib.get('architecture', 'unnamed')} kernels,"
+            f" {lib['num_threads']} of {cores} threads here, 1 a rank",
         )
         for lib in libraries
     ]

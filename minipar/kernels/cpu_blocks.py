@@ -15,11 +15,17 @@ import numpy as np
 from minipar.kernels.common import Array
 
 CACHE_BYTES = 512 * 1024  # what one block's arrays may take together: half of a usual 1 MiB L2 cache
+LINE_BYTES = 64
 
 
 def block_length(dtype: np.dtype, arrays: int) -> int:
-    """How many elements of each of `arrays` arrays stay in cache together."""
-    return CACHE_BYTES // (arrays * dtype.itemsize)
+    """How many elements of each of `arrays` arrays stay in cache together.
+
+    Whole cache lines, so that each block begins within its line as its array does: NumPy's loops are some 5 %
+    slower on operands that are out of step with one another.
+    """
+    whole = LINE_BYTES // dtype.itemsize
+    return CACHE_BYTES // (arrays * dtype.itemsize) // whole * whole
 
 
 def row_block(width: int, dtype: np.dtype, arrays: int) -> int:
