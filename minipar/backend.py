@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import platform
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -119,7 +120,14 @@ def float_dtype(name: Any) -> np.dtype[Any]:
 
 
 def peak_memory() -> int:
-    """Return the most bytes of memory that this process has held at once so far (its resident set)."""
+    """Return the most bytes of memory that this process has held at once so far (its resident set).
+
+    On Linux `ru_maxrss` would begin with the peak of the process that started this one, which may be larger.
+    """
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024  # it stands there in KiB
     import resource  # not on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
