@@ -36,16 +36,16 @@ def measure(quick: bool) -> list[Line]:
         median = {name: statistics.median(times) for name, times in turns.items()}
         raw, off, on = (median[name] for name in ("raw", "off", "on"))
         allowed = max(OVERHEAD, 0.05 * raw)
-        wrapped, checked = more(turns, "off", "raw"), more(turns, "on", "off")
+        (wrapped, error_wrapped), (checked, error_checked) = more(turns, "off", "raw"), more(turns, "on", "off")
         name = f"all_reduce {size}"
         lines += [
             Line(
                 f"{name}, checks off", off * 1e6, "µs", raw * 1e6, "raw mpi4py", (raw + allowed) / (raw + wrapped), 1.0,
-                f"{wrapped * 1e6:+.1f} µs, allowed {allowed * 1e6:.1f}",
+                f"{wrapped * 1e6:+.1f} ± {error_wrapped * 1e6:.1f} µs, allowed {allowed * 1e6:.1f}",
             ),
             Line(
                 f"{name}, checks on", on * 1e6, "µs", off * 1e6, "checks off", (off + CHECKS) / (off + checked), 1.0,
-                f"{checked * 1e6:+.1f} µs, allowed {CHECKS * 1e6:.0f}",
+                f"{checked * 1e6:+.1f} ± {error_checked * 1e6:.1f} µs, allowed {CHECKS * 1e6:.0f}",
             ),
         ]  # fmt: skip
         wanted = 1 / RING if size == "16 MiB" else None
@@ -57,12 +57,16 @@ def measure(quick: bool) -> list[Line]:
     return lines
 
 
-def more(turns: dict[str, list[float]], way: str, than: str) -> float:
-    """Return the seconds a call that one way takes more than another: the median over turns of the difference.
+def more(turns: dict[str, list[float]], way: str, than: str) -> tuple[float, float]:
+    """Return the seconds a call that one way takes more than another, and their standard error.
 
-    Of the same turn, so that a machine which is slower for a while is slower for both.
+    The median over turns of the difference within a turn, so that a machine which is slower for a while is slower
+    for both. Its error by the spread of the medians of 200 draws of as many turns (bootstrap; Efron 1979).
     """
-    return statistics.median(a - b for a, b in zip(turns[way], turns[than]))
+    differences = [a - b for a, b in zip(turns[way], turns[than])]
+    draw = random.Random(0).choices
+    medians = [statistics.median(draw(differences, k=len(differences))) for _ in range(200)]
+    return statistics.median(differences), statistics.stdev(medians)
 
 
 def interleaved(
