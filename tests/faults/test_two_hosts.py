@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -61,10 +62,22 @@ class Hosts(NamedTuple):
         return run(["ip", "netns", "exec", self.names[0], *command], number, limit=100, **self.settings)
 
 
-def ip(*words: str) -> None:
+def ip(*words: str) -> str:
     done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20)
     if done.returncode:
         raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def wait_for_carrier(name: str, end: str, seconds: float = 30.0) -> None:
+    """Wait until an end of the cable carries: the kernel says so up to a second after both are up.
+
+    Until then UCX finds no network there, and the other host unreachable.
+    """
+    deadline = time.monotonic() + seconds
+    while "state UP" not in ip("-n", name, "link", "show", "dev", end):
+        assert time.monotonic() < deadline, f"no carrier on {end} after {seconds:.0f} s"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +99,8 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
                 ip("-n", name, "addr", "add", f"{NETWORK}.{address}/24", "dev", end)
                 ip("-n", name, "link", "set", end, "up")
                 ip("-n", name, "link", "set", "lo", "up")
+            for name, end in ((one, cable), (two, plug)):
+                wait_for_carrier(name, end)
         except OSError as error:
             pytest.skip(f"no network namespaces: {error}")
         wrapper, file, script = place / "wrapper", place / "hosts", place / "script.py"
