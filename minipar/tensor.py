@@ -275,7 +275,8 @@ def primitive(
         fresh: every array that the vjp returns is memory that nobody else holds (not its own argument, a
             saved value or a view of one), so that the tape may add to it in place.
         precision: what autocast brings floating inputs to: "low", "float32", or None: they stay as they are,
-            and NumPy promotes inputs of several dtypes to the widest.
+            and NumPy promotes inputs of several dtypes to the widest. "inside": they stay as they are, and
+            `fn` computes, and returns, float32.
     """
     if fn is None:
         return functools.partial(primitive, handles=handles, fresh=fresh, precision=precision)

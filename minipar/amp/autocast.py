@@ -7,8 +7,10 @@
 A primitive states its own kind (`@primitive(precision=...)`), after the lists of torch.autocast:
 
     low       linear, matmul, einsum, conv2d, attention: where the time goes, and hardware adds up in float32
-    float32   softmax, log_softmax, losses, norms, exp, log, pow, and what sums: sum, mean, var, logsumexp,
+    float32   softmax, log_softmax, other losses, norms, exp, log, pow, and what sums: sum, mean, var, logsumexp,
               prod, cumsum: these overflow float16 (largest number 65504) or lose what is small
+    inside    cross-entropy: float32 as well, but cast number by number in its kernel, since a copy of the
+              logits would be the largest array of the step
     (none)    all others stay in the dtype they are given; where several meet, the widest
 
 Parameters stay float32: they are the master weights, to which an optimizer adds what float16 would round
@@ -96,9 +98,11 @@ class autocast:
         """Bring the tensors among `args` to the operation's precision: what `primitive` calls.
 
         Args:
-            precision: "low" or "float32".
+            precision: "low", "float32", or "inside", where there is nothing to do.
             values: the arrays and handles of `args`, replaced in place. Plain arrays are left alone.
         """
+        if precision == "inside":
+            return
         target = FLOAT32
         if precision == "low":
             names = [a.name for a in args if isinstance(a, Tensor) and a.is_weight and a.name]  # type: ignore[attr-defined]

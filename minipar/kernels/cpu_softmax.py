@@ -72,8 +72,7 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """See plain.cross_entropy."""
     if logits.dtype.itemsize == 2:
-        losses, saved = cross_entropy(widen(logits), targets, ignore_index, label_smoothing)
-        return losses.astype(logits.dtype), saved
+        return cross_entropy(widen(logits), targets, ignore_index, label_smoothing)
     check_indices("targets", targets, logits.shape[1], ignore_index)
     (count, width), dtype = logits.shape, logits.dtype
     valid = targets != ignore_index

@@ -7,7 +7,7 @@ The CUDA code is in gpu_source, convolution in gpu_conv; here are the other call
 - Attention keeps its probabilities in the dtype of q, as PyTorch's own formula does.
 - Nothing waits for the GPU. So indices are not looked at on the host: one that is out of range gives NaN.
 
-None of this has run on a GPU yet: tests/gpu is there to be run on one.
+What it reaches on which card: benchmarks/gpu.py, benchmarks/results.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from minipar.kernels import plain
 from minipar.kernels.common import Array, check_attention, rows, work_dtype
 from minipar.kernels.gpu_blas import matmul
 from minipar.kernels.gpu_conv import conv2d, conv2d_backward_input, conv2d_backward_weight
-from minipar.kernels.gpu_launch import run, run_rows, sum_rows
+from minipar.kernels.gpu_launch import contiguous, copy, run, run_numbers, run_rows, sum_rows
 from minipar.kernels.plain import (
     avg_pool2d,
     avg_pool2d_backward,
-    bias_add_,
     col2im,
     conv2d_backward_bias,
     embedding_backward,
@@ -59,12 +58,19 @@ __all__ = [
 
 def gelu(x: Array, approximate: str = "tanh") -> Array:
     """See plain.gelu."""
-    return run("gelu_exact" if approximate == "none" else "gelu", x, x)
+    x = contiguous(x)
+    y = device_module("cuda").empty_like(x)
+    run_numbers("gelu_exact" if approximate == "none" else "gelu", {"T": x}, x, y)
+    return y
 
 
 def gelu_backward(g: Array, x: Array, y: Array, approximate: str = "tanh") -> Array:
     """See plain.gelu_backward. `y` is not used: arithmetic costs a GPU less than reading another array."""
-    return run("gelu_exact_backward" if approximate == "none" else "gelu_backward", x, g, x)
+    g, x = contiguous(g), contiguous(x)
+    d = device_module("cuda").empty_like(x)
+    name = "gelu_exact_backward" if approximate == "none" else "gelu_backward"
+    run_numbers(name, {"T": x, "G": g}, g, x, d)
+    return d
 
 
 def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
@@ -72,7 +78,7 @@ def layer_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
     if weight is None or bias is None or x.size == 0 or bias.dtype != weight.dtype:
         return plain.layer_norm(x, weight, bias, eps)
     xp = device_module("cuda")
-    x, weight, bias = (xp.ascontiguousarray(a) for a in (x, weight, bias))
+    x, weight, bias = (contiguous(a) for a in (x, weight, bias))
     y = xp.empty_like(x)
     mean, rstd = (xp.empty((*x.shape[:-1], 1), work_dtype(x.dtype)) for _ in range(2))
     run_rows("layer_norm", {"T": x, "S": weight}, x, weight, bias, y, mean, rstd, float(eps))
@@ -85,11 +91,11 @@ def layer_norm_backward(
     """See plain.layer_norm_backward."""
     if weight is None or x.size == 0:
         return plain.layer_norm_backward(g, x, mean, rstd, weight)
-    g, x, weight = (device_module("cuda").ascontiguousarray(a) for a in (g, x, weight))
+    g, x, weight = (contiguous(a) for a in (g, x, weight))
     dx = device_module("cuda").empty_like(x)
     run_rows("layer_norm_backward", {"T": x, "G": g, "S": weight}, g, x, mean, rstd, weight, dx)
-    dweight = sum_rows("by_x", x, rows(g), rows(x), rows(mean), rows(rstd))
-    dbias = sum_rows("sum", x, rows(g))
+    dweight = sum_rows("by_x", {"T": rows(x), "G": g}, g, x, mean, rstd)
+    dbias = _sum_rows(g)
     return dx, dweight.astype(weight.dtype, copy=False), dbias.astype(weight.dtype, copy=False)
 
 
@@ -112,7 +118,7 @@ def softmax_backward(g: Array, y: Array, axis: int) -> Array:
 
 def _softmax(x: Array, queries: int = 0) -> Array:
     """softmax over the last axis; with `queries` x is (..., queries, keys), and no query sees a later key."""
-    x = device_module("cuda").ascontiguousarray(x)
+    x = contiguous(x)
     y = device_module("cuda").empty_like(x)
     run_rows("softmax", {"T": x}, x, y, queries)
     return y
@@ -120,7 +126,7 @@ def _softmax(x: Array, queries: int = 0) -> Array:
 
 def _softmax_backward(g: Array, y: Array, scale: float = 1.0, queries: int = 0) -> Array:
     """The gradient of `_softmax`'s x, times `scale`."""
-    g, y = (device_module("cuda").ascontiguousarray(a) for a in (g, y))
+    g, y = contiguous(g), contiguous(y)
     d = device_module("cuda").empty_like(y)
     run_rows("softmax_backward", {"T": y, "G": g}, g, y, d, float(scale), queries)
     return d
@@ -133,8 +139,8 @@ def cross_entropy(
     if logits.size == 0:
         return plain.cross_entropy(logits, targets, ignore_index, label_smoothing)
     xp = device_module("cuda")
-    logits, targets = xp.ascontiguousarray(logits), xp.ascontiguousarray(targets, np.int64)
-    losses, saved = xp.empty(len(logits), logits.dtype), xp.empty((2, len(logits)), work_dtype(logits.dtype))
+    logits, targets = contiguous(logits), xp.ascontiguousarray(targets, np.int64)
+    losses, saved = (xp.empty((*n, len(logits)), work_dtype(logits.dtype)) for n in ((), (2,)))
     run_rows("cross_entropy", {"T": logits}, logits, targets, losses, saved, ignore_index, float(label_smoothing))
     return losses, saved
 
@@ -148,10 +154,13 @@ def cross_entropy_backward(
     label_smoothing: float = 0.0,
 ) -> Array:
     """See plain.cross_entropy_backward."""
-    width = logits.shape[1]
-    columns = device_module("cuda").arange(width, dtype=targets.dtype)
-    rest = g[:, None], targets[:, None], columns, width, ignore_index, label_smoothing
-    return run("cross_entropy_backward", logits, logits, saved[0][:, None], saved[1][:, None], *rest)
+    if logits.size == 0:
+        return plain.cross_entropy_backward(g, logits, targets, saved, ignore_index, label_smoothing)
+    xp = device_module("cuda")
+    g, logits, targets = contiguous(g), contiguous(logits), xp.ascontiguousarray(targets, np.int64)
+    d, options = xp.empty_like(logits), (ignore_index, float(label_smoothing))
+    run_rows("cross_entropy_backward", {"T": logits, "G": g}, g, logits, targets, saved, d, *options)
+    return d
 
 
 # ---- attention ---------------------------------------------------------------------------------------
@@ -171,6 +180,7 @@ def attention(
     if q.size == 0 or k.size == 0:
         return plain.attention(q, k, v, mask, causal, scale, out)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    q, k, v = contiguous(q), contiguous(k), contiguous(v)
     scores = matmul(q, k.swapaxes(-1, -2), scale)  # (..., Tq, Tk)
     if mask is not None:
         added = device_module("cuda").where(mask, 0, -np.inf) if mask.dtype == bool else mask
@@ -179,7 +189,7 @@ def attention(
     y = matmul(probs, v)
     if out is None:
         return y, probs
-    out[...] = y
+    copy(y, out)
     return out, probs
 
 
@@ -195,24 +205,33 @@ def attention_backward(
 ) -> tuple[Array, Array, Array]:
     """See plain.attention_backward."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    g, q, k, v = contiguous(g), contiguous(q), contiguous(k), contiguous(v)
     dprobs = matmul(g, v.swapaxes(-1, -2))  # (..., Tq, Tk)
     dscores = _softmax_backward(dprobs, probs, scale, q.shape[-2] if causal else 0)
     grads = matmul(dscores, k), matmul(dscores.swapaxes(-1, -2), q), matmul(probs.swapaxes(-1, -2), g)
     if out is None:
         return grads
     for into, grad in zip(out, grads):
-        into[...] = grad
+        copy(grad, into)
     return out
 
 
 # ---- linear layers, embeddings, randomness -----------------------------------------------------------
 
 
+def bias_add_(y: Array, bias: Array) -> Array:
+    """See plain.bias_add_."""
+    if y.size == 0 or not y.flags.c_contiguous:
+        return plain.bias_add_(y, bias)
+    run_rows("bias_add", {"T": y, "B": bias}, y, contiguous(bias))
+    return y
+
+
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """See plain.linear."""
     y = matmul(rows(x), weight.T).astype(x.dtype, copy=False)
     if bias is not None:
-        y += bias.astype(y.dtype, copy=False)
+        bias_add_(y, bias)
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -231,13 +250,19 @@ def linear_backward_bias(g: Array) -> Array:
     """See plain.linear_backward_bias."""
     if g.size == 0:
         return plain.linear_backward_bias(g)
-    return sum_rows("sum", g, rows(g)).astype(g.dtype, copy=False)
+    return _sum_rows(g).astype(g.dtype, copy=False)
+
+
+def _sum_rows(g: Array) -> Array:
+    """g (..., C) summed over all leading axes, in the working precision."""
+    g = rows(contiguous(g))
+    return sum_rows("sum", {"T": g}, g)
 
 
 def embedding(weight: Array, ids: Array) -> Array:
     """See plain.embedding; but an id outside 0..V-1 gives a row of NaN."""
     out = device_module("cuda").empty((ids.size, weight.shape[1]), weight.dtype)
-    weight = device_module("cuda").ascontiguousarray(weight)
+    weight = contiguous(weight)
     run("embedding", weight, weight, ids.reshape(-1, 1), *weight.shape, out)
     return out.reshape(*ids.shape, weight.shape[1])
 

@@ -6,10 +6,13 @@ cuBLAS while a CUDA graph is captured (its issue 6290), though cuBLAS itself may
 cublasGemmStridedBatchedEx does all of it: float16 is multiplied on tensor cores and added up in float32, a
 transpose is a flag, and a product while capturing becomes a part of the graph.
 
+cuBLAS has fast kernels only for rows that are multiples of 16 bytes long. A product with others, such as the logits
+of a vocabulary of 50257, takes up to eight times as long, so in a large one they are copied to rows that zeros fill up.
+
 cuBLAS counts columns first: to it a row-major matrix is its transpose. So C = A B is asked for as Cᵀ = Bᵀ Aᵀ, in
 which every operand is what it already sees.
 
-Not run on a GPU yet; tests/gpu/test_gpu_blas.py carries the calls out in NumPy.
+tests/gpu/test_gpu_blas.py carries the calls out in NumPy.
 """
 
 from __future__ import annotations
@@ -26,11 +29,14 @@ import numpy as np
 
 from minipar.backend import array_module
 from minipar.kernels.common import Array
+from minipar.kernels.gpu_launch import copy_rows
 
 CUDA_R_32F, CUDA_R_64F, CUDA_R_16F = 0, 1, 2  # cudaDataType
 COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77  # cublasComputeType_t
 DEFAULT_ALGORITHM = -1  # CUBLAS_GEMM_DEFAULT
 DTYPES = {"e": CUDA_R_16F, "f": CUDA_R_32F, "d": CUDA_R_64F}
+ALIGNMENT = 16  # bytes
+LARGE, WIDE = 2**29, 64  # multiplications of a product, and its smallest size, from which copies for alignment pay
 
 INT, LONG, POINTER = ctypes.c_int, ctypes.c_longlong, ctypes.c_void_p
 SIGNATURE: list[Any] = [
@@ -120,24 +126,83 @@ def matmul(a: Array, b: Array, scale: float = 1.0) -> Array:
     Dtypes that cuBLAS does not multiply go to CuPy. float16 is added up and scaled in float32 and rounded once.
     """
     xp = array_module(a)
-    dtype = np.result_type(a.dtype, b.dtype)
+    if a.dtype != b.dtype:
+        dtype = np.result_type(a.dtype, b.dtype)
+        a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
+    dtype = a.dtype
     if dtype.char not in DTYPES:
         return a @ b if scale == 1 else scale * (a @ b)
-    a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
     rows, columns = a if a.ndim > 1 else a[None, :], b if b.ndim > 1 else b[:, None]
     lead = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
     shape = (*lead, rows.shape[-2], columns.shape[-1])
     if 0 in shape or rows.shape[-1] == 0:
         y = xp.zeros(shape, dtype)
     else:
-        y = xp.empty(shape, dtype)
-        rows, columns = (xp.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (rows, columns))
-        call, alive = arguments(rows, columns, y, scale)
-        gemm(*call)
-        del alive  # CuPy's pool gives the memory of copies out again in the stream's order
+        rows, columns = (x if x.shape[:-2] == lead else _repeated(x, lead) for x in (rows, columns))
+        y = _product(xp, rows, columns, shape, scale)
     if b.ndim == 1:
         y = y[..., 0]
     return y[..., 0, :] if a.ndim == 1 and b.ndim > 1 else y[..., 0] if a.ndim == 1 else y
+
+
+def _repeated(x: Array, lead: tuple[int, ...]) -> Array:
+    return array_module(x).broadcast_to(x, (*lead, *x.shape[-2:]))
+
+
+def _product(xp: Any, a: Array, b: Array, shape: tuple[int, ...], scale: float) -> Array:
+    """scale · a (..., n, k) @ b (..., k, m), of equal leading axes and nothing empty, of a `shape` (..., n, m)."""
+    if _pays(a, b, shape):
+        return _filled_up(xp, a.reshape(a.shape[-2:]), b.reshape(b.shape[-2:]), scale).reshape(shape)
+    y = xp.empty(shape, a.dtype)
+    _multiply(a, b, y, scale)
+    return y
+
+
+def _multiply(a: Array, b: Array, out: Array, scale: float) -> None:
+    call, alive = arguments(a, b, out, scale)
+    gemm(*call)
+    del alive  # CuPy's pool gives the memory of copies out again in the stream's order
+
+
+def _pays(a: Array, b: Array, shape: tuple[int, ...]) -> bool:
+    """Return whether this is a large product of two matrices on tensor cores with a side that no fast kernel takes."""
+    sizes, unit = (*shape, a.shape[-1]), ALIGNMENT // a.itemsize
+    if not any(n % unit for n in sizes) or math.prod(shape[:-2]) > 1:
+        return False
+    tensor_cores = a.dtype.char == "e" or compute_type(a.dtype.char) == COMPUTE_32F_FAST_TF32
+    return tensor_cores and min(sizes[-3:]) >= WIDE and math.prod(sizes) >= LARGE
+
+
+def _filled_up(xp: Any, a: Array, b: Array, scale: float) -> Array:
+    """scale · a (n, k) @ b (k, m), computed with sides that are multiples of 16 bytes, wherever they lie along rows."""
+    (n, k), m, unit = a.shape, b.shape[1], ALIGNMENT // a.itemsize
+    left, right = operand(a), operand(b)
+    whole_n = _up(n, unit) if left.transposed else n
+    whole_k = k if left.transposed and not right.transposed else _up(k, unit)
+    whole_m = _up(m, unit)
+    out = xp.empty((whole_n, whole_m), a.dtype)
+    _multiply(_with_zeros(left, whole_n, whole_k), _with_zeros(right, whole_k, whole_m), out, scale)
+    if whole_m == m:
+        return out[:n]
+    y = xp.empty((n, m), a.dtype)
+    copy_rows(out[:n], y)
+    return y
+
+
+def _up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+def _with_zeros(x: Operand, rows: int, columns: int) -> Array:
+    """Return a matrix with zeros added on to a shape (rows, columns), as it lies if it has that shape."""
+    size = x.array.itemsize
+    if x.array.shape == (rows, columns) and not any(at % ALIGNMENT for at in (address(x.array), x.leading * size)):
+        return x.array
+    lines = x.array.T if x.transposed else x.array  # (lines, along), the latter side by side in memory
+    copy = array_module(lines).empty((columns, rows) if x.transposed else (rows, columns), lines.dtype)
+    copy_rows(lines, copy[: len(lines)])
+    copy[len(lines) :] = 0
+    return copy.T if x.transposed else copy
 
 
 def contracts(subscripts: str) -> bool:

@@ -6,73 +6,152 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
+
 from minipar.backend import device_module
 from minipar.kernels.common import Array, work_dtype
-from minipar.kernels.gpu_source import ELEMENTWISE, FUNCTION, PREAMBLE, ROWS, SUMS
+from minipar.kernels.gpu_source import (
+    ELEMENTWISE,
+    FUNCTION,
+    NUMBER,
+    NUMBERS,
+    NUMBERS_EACH,
+    PREAMBLE,
+    ROW,
+    ROWS,
+    SUM,
+    SUM_LANES,
+    SUMS,
+)
 
 C_NAMES = {"float16": "__half", "float32": "float", "float64": "double"}
 WARP, WARPS = 32, 4  # threads that share a row, and rows of a block of threads
+THREADS = 256  # of a block, side by side
+SUM_GROUPS = 64  # parts of a sum that are added up side by side, at most
+PIECES = {16: "complex128", 8: "float64", 4: "float32"}  # by bytes: what a thread copies at once
+
+Types = tuple[tuple[str, "np.dtype[Any]"], ...]  # of each letter that a function's parameters name
 
 
 @functools.cache
-def _elementwise(name: str, work: str) -> Any:
+def _elementwise(name: str, work: np.dtype[Any]) -> Any:
     source, cupy = ELEMENTWISE[name], device_module("cuda")
-    inputs, outputs = (text.format(W=work) for text in (source.inputs, source.outputs))
-    preamble = PREAMBLE % {"work": C_NAMES[work]}
-    return cupy.ElementwiseKernel(inputs, outputs, source.code, f"minipar_{name}_{work}", preamble=preamble)
+    inputs, outputs = (text.format(W=work.name) for text in (source.inputs, source.outputs))
+    preamble = PREAMBLE % {"work": C_NAMES[work.name]}
+    return cupy.ElementwiseKernel(inputs, outputs, source.code, f"minipar_{name}_{work.name}", preamble=preamble)
 
 
-@functools.cache
-def _sum(name: str, work: str) -> Any:
-    source, cupy = SUMS[name], device_module("cuda")
-    return cupy.ReductionKernel(
-        source.inputs.format(W=work), f"{work} out", source.term, "a + b", "out = a", "0",
-        f"minipar_{name}_{work}", reduce_type=C_NAMES[work], preamble=PREAMBLE % {"work": C_NAMES[work]},
-    )  # fmt: skip
-
-
-@functools.cache
-def _rows(name: str, work: str, types: tuple[tuple[str, str], ...]) -> Any:
-    source, cupy = ROWS[name], device_module("cuda")
+def _function(name: str, parameters: str, code: str, work: np.dtype[Any], types: Types) -> Any:
+    """Return a whole CUDA function, as `cupy.RawKernel` compiles it at its first call."""
     text = FUNCTION.format(
-        name=name, parameters=source.parameters, code=source.code, preamble=PREAMBLE % {"work": C_NAMES[work]},
-        types="\n".join(f"typedef {C_NAMES[dtype]} {letter};" for letter, dtype in types),
+        name=name, parameters=parameters.replace("*", "* __restrict__"), code=code,
+        preamble=PREAMBLE % {"work": C_NAMES[work.name]},
+        types="\n".join(f"typedef {C_NAMES[dtype.name]} {letter};" for letter, dtype in types),
     )  # fmt: skip
-    return cupy.RawKernel(text, f"minipar_{name}")
+    return device_module("cuda").RawKernel(text, f"minipar_{name}")
+
+
+@functools.cache
+def _rows(name: str, work: np.dtype[Any], types: Types) -> Any:
+    return _function(name, ROWS[name].parameters, ROW.format(code=ROWS[name].code), work, types)
+
+
+@functools.cache
+def _numbers(name: str, work: np.dtype[Any], types: Types) -> Any:
+    return _function(name, NUMBERS[name].parameters, NUMBER.format(code=NUMBERS[name].code), work, types)
+
+
+@functools.cache
+def _sum(name: str, work: np.dtype[Any], types: Types) -> Any:
+    return _function(name, SUMS[name].parameters + ", W* out", SUM.format(term=SUMS[name].term), work, types)
 
 
 def run(name: str, like: Array, *arguments: Any) -> Any:
     """Call an elementwise kernel of gpu_source in the working precision of `like`."""
-    return _elementwise(name, work_dtype(like.dtype).name)(*arguments)
+    return _elementwise(name, work_dtype(like.dtype))(*arguments)
 
 
-def sum_rows(name: str, like: Array, *arguments: Array) -> Array:
-    """Add a term of gpu_source up over the rows of matrices (R, C) or (R, 1): (C,), in the working precision of `like`.
+def run_numbers(name: str, types: dict[str, Array], *arguments: Array) -> None:
+    """Call a function of gpu_source for every number of `types["T"]` and of other arrays of its shape.
 
-    In two steps, of up to 128 groups of rows and of the groups: CuPy gives one sum to one block of threads at most,
-    so that C sums over all rows would leave most of a GPU idle.
+    Args:
+        types: an array of each dtype that the function's parameters name, by the letter.
+        arguments: contiguous arrays.
+
+    Raises:
+        ValueError: an array is not contiguous; the function would take other elements for it.
     """
-    work = work_dtype(like.dtype).name
-    groups = math.gcd(len(arguments[0]), 128)
-    split = [x.reshape(groups, -1, x.shape[1]) for x in arguments]
-    return _sum("sum", work)(_sum(name, work)(*split, axis=1), axis=0)
+    _check_contiguous(name, arguments)
+    size, work = types["T"].size, work_dtype(types["T"].dtype)
+    kernel = _numbers(name, work, tuple((letter, a.dtype) for letter, a in types.items()))
+    if size:
+        kernel((-(-size // (THREADS * NUMBERS_EACH)),), (THREADS,), (*arguments, 1, size))
 
 
 def run_rows(name: str, types: dict[str, Array], *arguments: Any) -> None:
     """Call a function of gpu_source for every row of `types["T"]` (..., C), a warp for each.
 
     Args:
-        types: an array of each dtype that the function's parameters name, by the letter.
-        arguments: contiguous arrays, and numbers. Python's floats are given in the working precision.
-
-    Raises:
-        ValueError: an array is not contiguous; the function would take other elements for it.
+        types, arguments: see `run_numbers`; also numbers. Python's floats are given in the working precision.
     """
-    if not all(a.flags.c_contiguous for a in arguments if hasattr(a, "flags") and a.ndim):
-        raise ValueError(f"{name}: its arrays must be contiguous")
+    _check_contiguous(name, arguments)
     x = types["T"]
     rows, width = math.prod(x.shape[:-1]), x.shape[-1]
     work = work_dtype(x.dtype)
-    kernel = _rows(name, work.name, tuple((letter, a.dtype.name) for letter, a in types.items()))
+    kernel = _rows(name, work, tuple((letter, a.dtype) for letter, a in types.items()))
     numbers = [work.type(a) if isinstance(a, float) else a for a in arguments]
     kernel((-(-rows // WARPS),), (WARP, WARPS), (*numbers, rows, width))
+
+
+def sum_rows(name: str, types: dict[str, Array], *arguments: Array) -> Array:
+    """Add a term of gpu_source up over the rows of `types["T"]` (R, C), always in the same order.
+
+    In two steps, of groups of rows and of the groups, so that all of a GPU has part in it.
+
+    Args:
+        types, arguments: see `run_numbers`.
+
+    Returns:
+        (C,), in the working precision.
+    """
+    _check_contiguous(name, arguments)
+    x = types["T"]
+    (rows, width), work = x.shape, work_dtype(x.dtype)
+    kernel = _sum(name, work, tuple((letter, a.dtype) for letter, a in types.items()))
+    groups = 1 if rows <= SUM_GROUPS else min(SUM_GROUPS, -(-rows // (4 * SUM_LANES)))  # of four rows a thread, or more
+    out = device_module("cuda").empty((groups, width), work)
+    kernel((-(-width // WARP), groups), (WARP, SUM_LANES), (*arguments, out, rows, width))
+    return out[0] if groups == 1 else sum_rows("sum", {"T": out}, out)
+
+
+def _check_contiguous(name: str, arguments: tuple[Any, ...]) -> None:
+    if not all(a.flags.c_contiguous for a in arguments if hasattr(a, "flags") and a.ndim):
+        raise ValueError(f"{name}: its arrays must be contiguous")
+
+
+def copy(x: Array, out: Array) -> None:
+    """out[...] = x, in pieces as wide as the layout of both allows: up to eight halves in one load and store."""
+    if x.dtype == out.dtype and x.ndim and x.strides[-1] == out.strides[-1] == x.itemsize:
+        where = [n for a in (x, out) for n in (a.data.ptr, *a.strides[:-1])]
+        piece = math.gcd(16, x.shape[-1] * x.itemsize, *where)
+        if piece > x.itemsize:
+            kind = PIECES[piece]
+            x, out = x.view(kind), out.view(kind)
+    out[...] = x
+
+
+def contiguous(x: Array) -> Array:
+    """Return x, or a contiguous copy of it."""
+    if x.flags.c_contiguous:
+        return x
+    out = device_module("cuda").empty(x.shape, x.dtype)
+    copy(x, out)
+    return out
+
+
+def copy_rows(x: Array, out: Array) -> None:
+    """Copy rows of x (n, C) to a contiguous out (n, W): cut off, or filled up with zeros.
+
+    The rows of x may lie apart, and at odd addresses, where `copy` would move number by number.
+    """
+    run_rows("copy", {"T": out}, x.data.ptr, out, x.strides[0] // x.itemsize, x.shape[1])

@@ -1,9 +1,9 @@
 """The CUDA code of the fused kernels for CuPy, as text: what each element, each row, or each term of a sum is.
 
-`ELEMENTWISE` and `SUMS` hold (inputs, outputs or terms, code) as `cupy.ElementwiseKernel` and
-`cupy.ReductionKernel` take them; `ROWS` holds parameters and body of whole CUDA functions. W is the working precision
-(float for two-byte floats) and {W} its NumPy name; other capitals are whatever dtype the arrays have. Importing this
-file needs no CuPy.
+`ELEMENTWISE` holds (inputs, outputs, code) as `cupy.ElementwiseKernel` takes them; `NUMBERS`, `ROWS` and `SUMS` hold
+parameters and body of whole CUDA functions, of which each thread does several numbers, so that it has something to do
+while it waits for memory. W is the working precision (float for two-byte floats) and {W} its NumPy name; other
+capitals are whatever dtype the arrays have. Importing this file needs no CuPy.
 """
 
 from __future__ import annotations
@@ -21,19 +21,32 @@ class Elementwise(NamedTuple):
     code: str
 
 
-class Sum(NamedTuple):
-    """The sum of a term along an axis; the result has the working precision."""
-
-    inputs: str
-    term: str
-
-
-class Rows(NamedTuple):
-    """What a warp, 32 threads side by side, does with one row; `EACH(c, n)` shares columns 0..n-1 out among them."""
+class Numbers(NamedTuple):
+    """What is computed of the numbers at place `i` of contiguous arrays of one shape, no two of which overlap."""
 
     parameters: str
     code: str
 
+
+class Sum(NamedTuple):
+    """A sum over the rows of matrices, in the working precision; the term of a `row` lies at `at` in a matrix."""
+
+    parameters: str
+    term: str
+
+
+class Rows(NamedTuple):
+    """What a warp, 32 threads side by side, does with one row; `EACH(c, a, b)` shares columns a..b-1 out among them.
+
+    No two of its arrays may overlap: then reads need not wait for the writes before them.
+    """
+
+    parameters: str
+    code: str
+
+
+SUM_LANES = 8  # threads that share the rows of a column
+NUMBERS_EACH = 4  # numbers of a thread
 
 PREAMBLE = f"""
 typedef %(work)s W;
@@ -43,6 +56,7 @@ __device__ inline W larger(W a, W b) {{ return (a != a || a > b) ? a : b; }}  //
 __device__ inline W or_zero(W top) {{ return top == minus_infinity() ? W(0) : top; }}  // of a row of -inf only
 __device__ inline W nonzero(W total) {{ return total == W(0) ? W(1) : total; }}
 __device__ inline W cubic(W a) {{ return W({GELU_A!r}) * (a + W({GELU_B!r}) * a * a * a); }}
+__device__ inline W slope(W a) {{ return W({GELU_A!r}) * (W(1) + W({3 * GELU_B!r}) * a * a); }}  // of cubic
 """
 
 WINDOWS = (  # the sizes of a convolution, as kernels.gpu_conv gives them
@@ -52,30 +66,6 @@ WINDOWS = (  # the sizes of a convolution, as kernels.gpu_conv gives them
 )
 
 ELEMENTWISE = {
-    "gelu": Elementwise(
-        "T x", "T y", "W a = W(x); y = T(W(0.5) * a * (W(1) + tanh(cubic(a))));"
-    ),
-    "gelu_exact": Elementwise(
-        "T x", "T y", "W a = W(x); y = T(W(0.5) * a * (W(1) + erf(a * W(0.7071067811865476))));"
-    ),
-    "gelu_backward": Elementwise(
-        "G g, T x", "T d",
-        f"W a = W(x); W t = tanh(cubic(a));"
-        f"d = T(W(g) * (W(0.5) * (W(1) + t) + W(0.5) * a * (W(1) - t * t)"
-        f" * W({GELU_A!r}) * (W(1) + W({3 * GELU_B!r}) * a * a)));",
-    ),
-    "gelu_exact_backward": Elementwise(
-        "G g, T x", "T d",
-        "W a = W(x);"
-        "d = T(W(g) * (W(0.5) * (W(1) + erf(a * W(0.7071067811865476)))"
-        " + a * exp(W(-0.5) * a * a) * W(0.3989422804014327)));",
-    ),
-    "cross_entropy_backward": Elementwise(
-        "T logits, {W} top, {W} inverse, G g, I target, I column, int64 width, int64 ignored, {W} smoothing",
-        "T d",
-        "d = target == ignored ? T(W(0)) : T(W(g) * (exp(W(logits) - top) * inverse - smoothing / W(width)"
-        " - (column == target ? W(1) - smoothing : W(0))));",
-    ),
     "embedding": Elementwise(
         "raw T weight, I id, int64 rows, int64 width", "T y",
         "y = id < 0 || id >= rows ? T(not_a_number()) : weight[id * width + i % width];",
@@ -122,16 +112,38 @@ ELEMENTWISE = {
     ),
 }  # fmt: skip
 
-SUMS = {
-    "sum": Sum("T x", "W(x)"),
-    "by_x": Sum("G g, T x, {W} mean, {W} rstd", "W(g) * (W(x) - mean) * rstd"),
+NUMBERS = {
+    "gelu": Numbers(  # (1 + tanh u) / 2 is 1 / (1 + exp(-2u))
+        "const T* x, T* y", "W a = W(x[i]); y[i] = T(a / (W(1) + exp(W(-2) * cubic(a))));"
+    ),
+    "gelu_backward": Numbers(
+        "const G* g, const T* x, T* d",
+        "W a = W(x[i]), s = W(1) / (W(1) + exp(W(-2) * cubic(a)));"
+        "d[i] = T(W(g[i]) * s * (W(1) + W(2) * a * (W(1) - s) * slope(a)));",
+    ),
+    "gelu_exact": Numbers(
+        "const T* x, T* y", "W a = W(x[i]); y[i] = T(W(0.5) * a * (W(1) + erf(a * W(0.7071067811865476))));"
+    ),
+    "gelu_exact_backward": Numbers(
+        "const G* g, const T* x, T* d",
+        "W a = W(x[i]);"
+        "d[i] = T(W(g[i]) * (W(0.5) * (W(1) + erf(a * W(0.7071067811865476)))"
+        " + a * exp(W(-0.5) * a * a) * W(0.3989422804014327)));",
+    ),
 }  # fmt: skip
+
+SUMS = {
+    "sum": Sum("const T* x", "W(x[at])"),
+    "by_x": Sum(
+        "const G* g, const T* x, const W* mean, const W* rstd", "W(g[at]) * (W(x[at]) - mean[row]) * rstd[row]"
+    ),
+}
 
 FUNCTION = """
 #include <cuda_fp16.h>
 {types}
 {preamble}
-#define EACH(c, n) for (long long c = threadIdx.x; c < (n); c += 32)
+#define EACH(c, a, b) for (long long c = (a) + threadIdx.x; c < (b); c += 32)
 
 __device__ inline W summed(W a) {{  // over the warp; every thread gets it
     for (int apart = 16; apart; apart /= 2) a += __shfl_xor_sync(0xffffffff, a, apart);
@@ -143,11 +155,38 @@ __device__ inline W largest(W a) {{
 }}
 
 extern "C" __global__ void minipar_{name}({parameters}, long long rows, long long width) {{
-    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= rows) return;
 {code}
 }}
 """
+
+ROW = """
+    const long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    if (row >= rows) return;
+{code}"""
+
+NUMBER = f"""
+    #pragma unroll
+    for (int part = 0; part < {NUMBERS_EACH}; ++part) {{{{
+        const long long i = ((long long)blockIdx.x * {NUMBERS_EACH} + part) * blockDim.x + threadIdx.x;
+        if (i < rows * width) {{{{ {{code}} }}}}
+    }}}}"""
+
+SUM = f"""
+    __shared__ W parts[{SUM_LANES}][32];  // 32 columns side by side, to each {SUM_LANES} threads for its rows
+    const long long column = (long long)blockIdx.x * 32 + threadIdx.x;
+    W total = 0;
+    if (column < width) {{{{
+        #pragma unroll 4
+        for (long long row = blockIdx.y * {SUM_LANES} + threadIdx.y; row < rows; row += gridDim.y * {SUM_LANES}) {{{{
+            const long long at = row * width + column;
+            total += {{term}};
+        }}}}
+    }}}}
+    parts[threadIdx.y][threadIdx.x] = total;
+    __syncthreads();
+    if (threadIdx.y || column >= width) return;
+    for (int lane = 1; lane < {SUM_LANES}; ++lane) total += parts[lane][threadIdx.x];
+    out[blockIdx.y * width + column] = total;"""
 
 ROWS = {  # `queries`, if not 0: row r is of query r % queries, which sees no later key than itself
     "softmax": Rows(
@@ -156,11 +195,12 @@ ROWS = {  # `queries`, if not 0: row r is of query r % queries, which sees no la
     x += row * width, y += row * width;
     const long long seen = queries && row % queries < width ? row % queries + 1 : width;
     W top = minus_infinity(), total = 0;
-    EACH(c, seen) top = larger(top, W(x[c]));
+    EACH(c, 0, seen) top = larger(top, W(x[c]));
     top = or_zero(largest(top));
-    EACH(c, seen) total += exp(W(x[c]) - top);
-    total = nonzero(summed(total));
-    EACH(c, width) y[c] = c < seen ? T(exp(W(x[c]) - top) / total) : T(W(0));""",
+    EACH(c, 0, seen) total += exp(W(x[c]) - top);
+    const W share = W(1) / nonzero(summed(total));
+    EACH(c, 0, seen) y[c] = T(exp(W(x[c]) - top) * share);
+    EACH(c, seen, width) y[c] = T(W(0));""",
     ),
     "softmax_backward": Rows(
         "const G* g, const T* y, T* d, W scale, long long queries",
@@ -168,20 +208,21 @@ ROWS = {  # `queries`, if not 0: row r is of query r % queries, which sees no la
     g += row * width, y += row * width, d += row * width;
     const long long seen = queries && row % queries < width ? row % queries + 1 : width;
     W dot = 0;
-    EACH(c, seen) dot += W(g[c]) * W(y[c]);
+    EACH(c, 0, seen) dot += W(g[c]) * W(y[c]);
     dot = summed(dot);
-    EACH(c, width) d[c] = c < seen ? T(W(y[c]) * (W(g[c]) - dot) * scale) : T(W(0));""",
+    EACH(c, 0, seen) d[c] = T(W(y[c]) * (W(g[c]) - dot) * scale);
+    EACH(c, seen, width) d[c] = T(W(0));""",
     ),
     "layer_norm": Rows(
         "const T* x, const S* weight, const S* bias, T* y, W* mean, W* rstd, W eps",
         """
     x += row * width, y += row * width;
     W m = 0, variance = 0;
-    EACH(c, width) m += W(x[c]);
+    EACH(c, 0, width) m += W(x[c]);
     m = summed(m) / width;
-    EACH(c, width) { W centred = W(x[c]) - m; variance += centred * centred; }
+    EACH(c, 0, width) { W centred = W(x[c]) - m; variance += centred * centred; }
     const W r = W(1) / sqrt(summed(variance) / width + eps);
-    EACH(c, width) y[c] = T((W(x[c]) - m) * r * W(weight[c]) + W(bias[c]));
+    EACH(c, 0, width) y[c] = T((W(x[c]) - m) * r * W(weight[c]) + W(bias[c]));
     if (threadIdx.x == 0) mean[row] = m, rstd[row] = r;""",
     ),
     "layer_norm_backward": Rows(  # by_one = mean(g·w), by_x = mean(g·w·xhat)
@@ -190,29 +231,51 @@ ROWS = {  # `queries`, if not 0: row r is of query r % queries, which sees no la
     g += row * width, x += row * width, d += row * width;
     const W m = mean[row], r = rstd[row];
     W by_one = 0, by_x = 0;
-    EACH(c, width) { W a = W(g[c]) * W(weight[c]); by_one += a; by_x += a * (W(x[c]) - m) * r; }
+    EACH(c, 0, width) { W a = W(g[c]) * W(weight[c]); by_one += a; by_x += a * (W(x[c]) - m) * r; }
     by_one = summed(by_one) / width;
     by_x = summed(by_x) / width;
-    EACH(c, width) d[c] = T(r * (W(g[c]) * W(weight[c]) - by_one - (W(x[c]) - m) * r * by_x));""",
+    EACH(c, 0, width) d[c] = T(r * (W(g[c]) * W(weight[c]) - by_one - (W(x[c]) - m) * r * by_x));""",
     ),
     "cross_entropy": Rows(  # saved: top and 1 / total of each row
-        "const T* x, const long long* targets, T* losses, W* saved, long long ignored, W smoothing",
+        "const T* x, const long long* targets, W* losses, W* saved, long long ignored, W smoothing",
         """
     x += row * width;
     const long long target = targets[row];
     W top = minus_infinity(), total = 0, mean = 0;
-    EACH(c, width) top = larger(top, W(x[c]));
+    EACH(c, 0, width) top = larger(top, W(x[c]));
     top = or_zero(largest(top));
-    EACH(c, width) total += exp(W(x[c]) - top);
+    EACH(c, 0, width) total += exp(W(x[c]) - top);
     total = nonzero(summed(total));
     if (smoothing > 0) {
-        EACH(c, width) mean += W(x[c]);
+        EACH(c, 0, width) mean += W(x[c]);
         mean = summed(mean) / width;
     }
     if (threadIdx.x) return;
     saved[row] = top, saved[rows + row] = W(1) / total;
-    if (target == ignored) losses[row] = T(W(0));
-    else if (target < 0 || target >= width) losses[row] = T(not_a_number());
-    else losses[row] = T(log(total) - (W(1) - smoothing) * (W(x[target]) - top) - smoothing * (mean - top));""",
+    if (target == ignored) losses[row] = 0;
+    else if (target < 0 || target >= width) losses[row] = not_a_number();
+    else losses[row] = log(total) - (W(1) - smoothing) * (W(x[target]) - top) - smoothing * (mean - top);""",
+    ),
+    "cross_entropy_backward": Rows(
+        "const G* g, const T* x, const long long* targets, const W* saved, T* d, long long ignored, W smoothing",
+        """
+    x += row * width, d += row * width;
+    const long long target = targets[row];
+    const W scale = W(g[row]), top = saved[row], inverse = saved[rows + row];
+    if (target == ignored) EACH(c, 0, width) d[c] = T(W(0));
+    else EACH(c, 0, width) d[c] = T(scale * (exp(W(x[c]) - top) * inverse - smoothing / W(width)
+        - (c == target ? W(1) - smoothing : W(0))));""",
+    ),
+    "bias_add": Rows(
+        "T* y, const B* bias",
+        """
+    y += row * width;
+    EACH(c, 0, width) y[c] = T(W(y[c]) + W(bias[c]));""",
+    ),
+    "copy": Rows(  # to rows of another width, from rows that begin `apart` elements from one another
+        "const T* x, T* y, long long apart, long long known",
+        """
+    x += row * apart, y += row * width;
+    EACH(c, 0, width) y[c] = c < known ? x[c] : T(W(0));""",
     ),
 }

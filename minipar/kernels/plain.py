@@ -226,6 +226,8 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """Losses (N,) of logits (N, V) against class targets (N,), and what backward needs beside the logits.
 
+    Losses are in the working precision: float32 for two-byte floats, too.
+
     loss = -(1 - s) · logp[target] - s/V · sum(logp) with s = label_smoothing (Szegedy et al. 2016). Rows
     whose target is `ignore_index` have loss 0. `saved` (2, N) holds each row's max and 1 / sum(exp(z - max)):
     two numbers a row instead of a second (N, V) array, and exact for large logits, which a rounded
@@ -239,7 +241,7 @@ def cross_entropy(
     loss = xp.log(total[:, 0]) - (1 - label_smoothing) * picked
     if label_smoothing:
         loss = loss - label_smoothing * z.mean(1)
-    return _like(xp.where(valid, loss, 0), logits.dtype), xp.stack([top[:, 0], 1 / total[:, 0]])
+    return _like(xp.where(valid, loss, 0), z.dtype), xp.stack([top[:, 0], 1 / total[:, 0]])
 
 
 def cross_entropy_backward(

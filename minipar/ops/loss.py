@@ -8,7 +8,7 @@ from minipar import kernels
 from minipar.backend import Array
 from minipar.errors import UsageError
 from minipar.ops import reduce
-from minipar.tensor import Tensor, primitive
+from minipar.tensor import Tensor, casting, primitive
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -18,7 +18,7 @@ def _check_reduction(name: str, reduction: str) -> None:
         raise UsageError(f"{name}: reduction {reduction!r} is unknown: use one of {', '.join(REDUCTIONS)}")
 
 
-@primitive(fresh=True, precision="float32")
+@primitive(fresh=True, precision="inside")
 def _cross_entropy(logits, targets, ignore_index, label_smoothing):
     k = kernels.of(logits)
     losses, saved = k.cross_entropy(logits, targets, ignore_index, label_smoothing)
@@ -57,7 +57,9 @@ def cross_entropy(
             f"cross_entropy: logits {logits.shape} need targets {logits.shape[:-1]}, got {labels.shape}"
         )
     rows = logits if logits.ndim == 2 else logits.reshape((labels.size, logits.shape[-1]))  # (N, V)
-    losses = _cross_entropy(rows, labels.reshape(-1), ignore_index, label_smoothing)  # (N,)
+    losses = _cross_entropy(rows, labels.reshape(-1), ignore_index, label_smoothing)  # (N,), float32 or wider
+    if casting.get() is None and losses.dtype != logits.dtype:
+        losses = losses.astype(logits.dtype)
     if reduction == "none":
         return losses.reshape(labels.shape)
     total = reduce.sum(losses)

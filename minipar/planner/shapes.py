@@ -214,7 +214,7 @@ def gpt_blocks(
     head_ops = (
         work.layer_norm(outside, width),
         work.linear(rows, width, vocab, bias=False),
-        work.cross_entropy(rows, vocab),
+        work.cross_entropy(rows, vocab, parallel=tp > 1),
     )
     last: tuple[Message, ...] = ()
     if tp > 1:

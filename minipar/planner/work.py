@@ -154,12 +154,18 @@ def embedding(rows: int, vocabulary: int, width: int) -> Op:
     )  # fmt: skip
 
 
-def cross_entropy(rows: int, classes: int) -> Op:
-    """Softmax and the target's logarithm: three moves forward, two backward; the probabilities are kept."""
+def cross_entropy(rows: int, classes: int, *, parallel: bool = False) -> Op:
+    """Softmax and the target's logarithm: three moves forward, two backward; the logits are kept.
+
+    Args:
+        parallel: over ranks that hold a part of the classes each; those keep the probabilities, in float32.
+    """
     n = rows * classes
+    sums = 4.0 * rows  # (2, rows) of row sums and the targets' integers
     return Op(
-        "cross_entropy", (rows, classes), moved=(3.0 * n, 2.0 * n, 0.0), saved=n + 4.0 * rows, high=n + 4.0 * rows
-    )  # (2, rows) of row sums and the targets' integers beside the probabilities
+        "cross_entropy", (rows, classes), moved=(3.0 * n, 2.0 * n, 0.0), saved=n + sums,
+        high=sums + (n if parallel else 0),
+    )  # fmt: skip
 
 
 def convolution(

@@ -17,7 +17,7 @@ from minipar.nn import Linear, Parameter
 from minipar.recompute import recompute
 from minipar.tensor import Tensor, casting
 
-LOW, FULL, SAME = "low", "float32", "same"
+LOW, FULL, INSIDE, SAME = "low", "float32", "inside", "same"
 IDS = np.array([0, 2])
 
 
@@ -37,7 +37,7 @@ TABLE: dict[str, tuple[str, list[tuple[int, ...]], Callable[..., Tensor]]] = {
     "self_attention": (LOW, [(1, 3, 12)], lambda x: ops.self_attention(x, 4)),
     "softmax": (FULL, [(2, 3)], ops.softmax),
     "log_softmax": (FULL, [(2, 3)], ops.log_softmax),
-    "_cross_entropy": (FULL, [(2, 3)], lambda x: ops.cross_entropy(x, IDS)),
+    "_cross_entropy": (INSIDE, [(2, 3)], lambda x: ops.cross_entropy(x, IDS)),
     "_squared_error": (FULL, [(2, 3), (2, 3)], ops.mse_loss),
     "layer_norm": (FULL, [(2, 3), (3,), (3,)], ops.layer_norm),
     "rms_norm": (FULL, [(2, 3), (3,)], ops.rms_norm),
@@ -125,7 +125,7 @@ def test_the_dtype_of_an_operation_and_of_its_gradients(name: str, given: str, l
     inputs = [t(*shape, dtype=dtype) for shape in shapes]
     with autocast(low):
         y = operation(*inputs)
-    assert y.dtype.name == {LOW: low, FULL: "float32", SAME: dtype}[kind]
+    assert y.dtype.name == {LOW: low, FULL: "float32", INSIDE: "float32", SAME: dtype}[kind]
     y.backward(np.ones(y.shape, y.dtype))
     for x in inputs:
         if x.grad is None:  # `rounded` takes its weight for the dtype alone
@@ -281,3 +281,18 @@ def test_a_model_keeps_float32_weights_gradients_and_residuals():
     loss.backward()
     assert (logits.dtype, loss.dtype, seen) == (np.float16, np.float32, [np.dtype("float32")])
     assert all(p.dtype == p.grad.dtype == np.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("low", ("float16", "bfloat16"))
+def test_cross_entropy_of_low_logits_is_that_of_their_float32_copy(low: str):
+    logits = t(4, 7, dtype=low)
+    wide = Tensor(logits.data.astype("float32"), requires_grad=True)
+    targets = np.array([0, 6, 3, 3])
+    with autocast(low):
+        losses, expected = (ops.cross_entropy(x, targets, reduction="none") for x in (logits, wide))
+    assert losses.dtype == np.float32 and np.array_equal(losses.data, expected.data)
+    losses.sum().backward()
+    expected.sum().backward()
+    assert np.array_equal(logits.grad, wide.grad.astype(low))
+    outside = ops.cross_entropy(t(4, 7, dtype=low), targets)
+    assert outside.dtype.name == low, "without autocast the dtype is the input's"

@@ -91,7 +91,7 @@ for _smoothing in (0.0, 0.1):
 
         x = matrix(kind, scale=5)
         saved = plain.cross_entropy(x, targets())[1]
-        return [make(ROWS, dtype=kind, seed=1), x, targets(), saved], {"label_smoothing": s}
+        return [make(ROWS, dtype=saved.dtype.type, seed=1), x, targets(), saved], {"label_smoothing": s}
 
 
 def heads(kind: Any, seed: int) -> Any:
@@ -115,6 +115,7 @@ def _(kind: Any) -> Any:
 
 
 case("linear")(lambda kind: ([make(2, 5, 12, dtype=kind), make(7, 12, dtype=kind), make(7, dtype=kind)], {}))
+case("bias_add_")(lambda kind: ([matrix(kind), make(WIDTH, dtype=kind, seed=1)], {}))
 case("linear_backward_input")(lambda kind: ([make(2, 5, 7, dtype=kind), make(7, 12, dtype=kind)], {}))
 case("linear_backward_weight")(lambda kind: ([make(2, 5, 7, dtype=kind), make(2, 5, 12, dtype=kind)], {}))
 case("linear_backward_bias")(lambda kind: ([make(6, 32, 7, dtype=kind)], {}))

@@ -49,7 +49,13 @@ def by_numpy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         numpy_gemm(*call)
 
     monkeypatch.setattr(gpu_blas, "gemm", gemm)
+    monkeypatch.setattr(gpu_blas, "copy_rows", numpy_copy_rows)
     return calls
+
+
+def numpy_copy_rows(x: np.ndarray, out: np.ndarray) -> None:
+    both = min(x.shape[1], out.shape[1])
+    out[:, :both], out[:, both:] = x[:, :both], 0
 
 
 def numbers(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -96,6 +102,30 @@ def test_products_are_numpy_s(name: str, dtype: type) -> None:
     assert got.shape == want.shape and got.dtype == dtype
     tolerance = {np.float16: 2e-3, np.float32: 1e-6, np.float64: 1e-14}[dtype]
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(1.0, np.abs(want).max(initial=0)))
+
+
+SINGLE = [name for name, (a, b) in PAIRS.items() if a.ndim == b.ndim == 2 or name == "a stack of one"]
+
+
+@pytest.mark.parametrize("dtype", (np.float16, np.float32, np.float64))
+@pytest.mark.parametrize("name", SINGLE)
+def test_for_tensor_cores_all_that_lies_along_rows_is_a_multiple_of_16_bytes(
+    name: str, dtype: type, by_numpy: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUPY_TF32", "1")
+    monkeypatch.setattr(gpu_blas, "LARGE", 1)
+    monkeypatch.setattr(gpu_blas, "WIDE", 1)
+    test_products_are_numpy_s(name, dtype)
+    for call in by_numpy if dtype is not np.float64 else ():
+        ta, tb, m, n, k = call[:5]
+        for along in (m, k if ta else m, n if tb else k, call[8], call[12], call[17]):
+            assert along * np.dtype(dtype).itemsize % 16 == 0
+        assert call[6] % 16 == call[10] % 16 == 0
+
+
+def test_only_large_products_pay_for_copies(by_numpy: list[tuple[Any, ...]]) -> None:
+    gpu_blas.matmul(np.ones((8, 9), np.float16), np.ones((9, 8), np.float16))
+    assert by_numpy[0][12] == 9
 
 
 def test_a_transpose_is_a_flag_and_heads_are_copied_once(by_numpy: list[tuple[Any, ...]]) -> None:
