@@ -6,10 +6,9 @@
 124 M parameters, sequence 1024, batch 8; forward, backward and AdamW over flat buffers, medians of steps that take
 turns; "captured" is all of that as one CUDA graph. The peer's attention is PyTorch's own formula (math), and its flash
 attention beside it. The rate is given as a share of a matrix product's, measured in the same precision. How often a
-step makes the host wait for the GPU is counted. Results go to benchmarks/results/ with date, card and versions.
+step makes the host wait for the GPU is counted, and how long the host takes to queue a step: where that is longer than
+the step itself, only a captured one keeps the GPU busy. Results go to benchmarks/results/ with date, card and versions.
 Without a GPU it says so, and that is no failure.
-
-This has not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -105,18 +104,25 @@ def torchs(s: dict[str, int], precision: str, flash: bool) -> Step:
     return step
 
 
-def medians(steps: dict[str, Step], wait: Callable[[], Any], rounds: int) -> dict[str, float]:
-    """Return each step's median seconds; they take turns, and the first two turns warm up."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
+def medians(steps: dict[str, Step], wait: Callable[[], Any], rounds: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Return each step's median seconds until it was done, and until it was queued.
+
+    They take turns, and the first two turns warm up.
+    """
+    done: dict[str, list[float]] = {name: [] for name in steps}
+    queued: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(rounds + 2):
         for name, step in steps.items():
             wait()
             start = time.perf_counter()
             step()
+            queued_after = time.perf_counter() - start
             wait()
             if turn > 1:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+                done[name].append(time.perf_counter() - start)
+                queued[name].append(queued_after)
+    first, second = ({name: statistics.median(t) for name, t in times.items()} for times in (done, queued))
+    return first, second
 
 
 def matmul_rate(cupy: Any, dtype: str, size: int) -> float:
@@ -131,6 +137,30 @@ def matmul_rate(cupy: Any, dtype: str, size: int) -> float:
         wait()
 
     return 2 * size**3 / machine.median_seconds(run)
+
+
+def taken(step: Step, held: Callable[[], int]) -> int:
+    """Return how many bytes of the GPU's memory a step's framework holds after two of them, its pool included."""
+    step()
+    step()
+    return int(held())
+
+
+def torch_bytes() -> Callable[[], int]:
+    """Return a function that gives the bytes which PyTorch has taken since now."""
+    import torch
+
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
+    return lambda: torch.cuda.memory_reserved() - before
+
+
+def memory(work: str, ours: int, peer: int | None = None) -> Line:
+    """Return the line of the memory that each takes from the GPU; it is only reported."""
+    gib = 2.0**30
+    ratio = None if peer is None else peer / ours
+    theirs = None if peer is None else peer / gib
+    return Line(f"{work}, memory taken", ours / gib, "GiB", theirs, "PyTorch eager, math", ratio)
 
 
 def waited(cupy: Any, work: str, step: Step) -> Line:
@@ -153,25 +183,32 @@ def measure(quick: bool) -> list[Line]:
     with_torch = has_torch()
     for precision, wanted in WANTED.items():
         work = f"GPT-2 small step, {precision}"
-        steps = {"ours": ours(s, precision, captured=False), "graph": ours(s, precision, captured=True)}
+        steps = {"ours": ours(s, precision, captured=False)}
+        held = [taken(steps["ours"], cupy.get_default_memory_pool().total_bytes)]
+        steps["graph"] = ours(s, precision, captured=True)
         if with_torch:
+            bytes_since = torch_bytes()
             steps["torch"] = torchs(s, precision, flash=False)
+            held.append(taken(steps["torch"], bytes_since))
             if precision == "fp16":  # flash attention takes no float32
                 steps["flash"] = torchs(s, precision, flash=True)
-        seconds = medians(steps, cupy.cuda.Device().synchronize, 3 if quick else 15)
+        seconds, queued = medians(steps, cupy.cuda.Device().synchronize, 3 if quick else 15)
         rate = matmul_rate(cupy, "float16" if precision == "fp16" else "float32", 1024 if quick else 8192)
         for name in ("ours", "graph"):
             reached = flops(s) / seconds[name]
             how = work + (", captured" if name == "graph" else "")
             note = f"{reached / rate:.0%} of the {rate / 1e12:.0f} TFLOP/s that a product reaches here"
+            if name == "ours":
+                note += f"; queued in {queued[name] * 1e3:.0f} ms"
             if with_torch:
                 lines.append(faster(how, seconds[name], seconds["torch"], "PyTorch eager, math", wanted, note))
+                if "flash" in seconds:
+                    lines.append(faster(how, seconds[name], seconds["flash"], "PyTorch eager, flash", None))
             else:
                 note += "; PyTorch with CUDA is not installed"
                 lines.append(Line(how, seconds[name] * 1e3, "ms", None, "PyTorch eager, math", None, wanted, note))
-        if "flash" in seconds:
-            lines.append(faster(work, seconds["ours"], seconds["flash"], "PyTorch eager, flash", None))
         lines.append(waited(cupy, work, steps["ours"]))
+        lines.append(memory(work, *held))
         steps.clear()
         cupy.get_default_memory_pool().free_all_blocks()
     return lines

@@ -125,6 +125,15 @@ class Leaf(Node):
                 " call backward before the optimizer's step"
             )
 
+    def receive(self, index: int, g: Array, owned: bool) -> None:
+        """See Node. Where memory is chosen for the gradient, a first one waits as it is: writing it there casts it."""
+        if self.grads is None and self.tensor.grad is None and self.tensor.grad_buffer is not None:
+            self.grads, self.owned = [g], owned
+            return
+        if self.grads is not None and (first := self.grads[0]) is not None and first.dtype != self.dtypes[0]:
+            self.grads, self.owned = [first.astype(self.dtypes[0])], 1
+        super().receive(index, g, owned)
+
     def finish(self) -> None:
         """Move the gradient into the tensor's `.grad` and call its hooks."""
         tensor, grads = self.tensor, self.grads

@@ -33,6 +33,7 @@ from minipar.kernels.cpu_softmax import (
     softmax,
     softmax_backward,
 )
+from minipar.kernels.plain import split_heads
 from minipar.kernels.plain_conv import col2im, im2col
 
 __all__ = [
@@ -42,5 +43,5 @@ __all__ = [
     "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",
     "linear", "linear_backward_bias", "linear_backward_input", "linear_backward_weight", "log_softmax",
     "log_softmax_backward", "max_pool2d", "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_",
-    "softmax", "softmax_backward", "splitmix64",
+    "softmax", "softmax_backward", "split_heads", "splitmix64",
 ]  # fmt: skip

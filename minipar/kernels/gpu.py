@@ -49,7 +49,7 @@ __all__ = [
     "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",
     "linear", "linear_backward_bias", "linear_backward_input", "linear_backward_weight", "log_softmax",
     "log_softmax_backward", "max_pool2d", "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_",
-    "softmax", "softmax_backward", "splitmix64",
+    "softmax", "softmax_backward", "split_heads", "splitmix64",
 ]  # fmt: skip
 
 
@@ -214,6 +214,11 @@ def attention_backward(
     for into, grad in zip(out, grads):
         copy(grad, into)
     return out
+
+
+def split_heads(qkv: Array, head_dim: int) -> Array:
+    """See plain.split_heads. A copy: cuBLAS walks batch and heads by one stride, and backward uses it again."""
+    return contiguous(plain.split_heads(qkv, head_dim))
 
 
 # ---- linear layers, embeddings, randomness -----------------------------------------------------------

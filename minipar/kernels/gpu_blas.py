@@ -66,15 +66,26 @@ class Operand(NamedTuple):
 
 def operand(x: Array) -> Operand:
     """Describe x (..., rows, columns) to cuBLAS; what does not lie as it needs is copied."""
+    layout = _layout(x.shape, x.strides, x.itemsize)
+    if layout is not None:
+        return Operand(x, *layout)
     rows, columns = x.shape[-2:]
-    *outer, down, across = (s // x.itemsize for s in x.strides)
-    stride = _stride(x.shape[:-2], outer)
-    if stride is not None:
-        if (across == 1 or columns == 1) and (down >= columns or rows == 1):
-            return Operand(x, False, columns if rows == 1 else down, stride)
-        if (down == 1 or rows == 1) and (across >= rows or columns == 1):
-            return Operand(x, True, rows if columns == 1 else across, stride)
     return Operand(array_module(x).ascontiguousarray(x), False, columns, rows * columns)
+
+
+@functools.lru_cache(4096)  # a step has the same few hundred layouts again and again
+def _layout(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[bool, int, int] | None:
+    """Return an operand's `transposed`, `leading` and `stride`; None if cuBLAS cannot read it as it lies."""
+    rows, columns = shape[-2:]
+    *outer, down, across = (s // itemsize for s in strides)
+    stride = _stride(shape[:-2], outer)
+    if stride is None:
+        return None
+    if (across == 1 or columns == 1) and (down >= columns or rows == 1):
+        return False, columns if rows == 1 else down, stride
+    if (down == 1 or rows == 1) and (across >= rows or columns == 1):
+        return True, rows if columns == 1 else across, stride
+    return None
 
 
 def _stride(shape: tuple[int, ...], strides: list[int]) -> int | None:
@@ -133,7 +144,9 @@ def matmul(a: Array, b: Array, scale: float = 1.0) -> Array:
     if dtype.char not in DTYPES:
         return a @ b if scale == 1 else scale * (a @ b)
     rows, columns = a if a.ndim > 1 else a[None, :], b if b.ndim > 1 else b[:, None]
-    lead = np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+    lead = rows.shape[:-2]
+    if columns.shape[:-2] != lead:
+        lead = np.broadcast_shapes(lead, columns.shape[:-2])
     shape = (*lead, rows.shape[-2], columns.shape[-1])
     if 0 in shape or rows.shape[-1] == 0:
         y = xp.zeros(shape, dtype)

@@ -58,7 +58,7 @@ __all__ = [
     "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",
     "linear", "linear_backward_bias", "linear_backward_input", "linear_backward_weight", "log_softmax",
     "log_softmax_backward", "max_pool2d", "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_",
-    "softmax", "softmax_backward", "splitmix64",
+    "softmax", "softmax_backward", "split_heads", "splitmix64",
 ]  # fmt: skip
 
 
@@ -299,6 +299,12 @@ def attention(
         return y, probs
     out[...] = y
     return out, probs
+
+
+def split_heads(qkv: Array, head_dim: int) -> Array:
+    """The heads of a fused projection (B, T, 3·H·D): (3, B, H, T, D), a view of it."""
+    b, t, width = qkv.shape
+    return qkv.reshape(b, t, 3, width // (3 * head_dim), head_dim).transpose(2, 0, 3, 1, 4)
 
 
 def attention_backward(

@@ -31,7 +31,7 @@ def scaled_dot_product_attention(q, k, v, mask=None, causal=False, scale=None):
 def self_attention(qkv, head_dim, causal=True):
     """Attention of a sequence to itself, from one fused projection (B, T, 3·H·D) to (B, T, H·D).
 
-    q, k and v are read, and their gradients written, in place in that layout: no transposed copies. The
+    The gradients of q, k and v are written in place in that layout, and on a CPU they are read there. The
     number of heads H is read off the width, so a slice of the heads is a valid input.
 
     Raises:
@@ -46,18 +46,15 @@ def self_attention(qkv, head_dim, causal=True):
     b, t, width = qkv.shape
     heads = width // (3 * head_dim)
     scale = head_dim**-0.5
-
-    def parts(fused):  # (B, T, 3·H·D) → three views (B, H, T, D)
-        return fused.reshape(b, t, 3, heads, head_dim).transpose(2, 0, 3, 1, 4)
-
     y = xp.empty((b, t, heads, head_dim), dtype=qkv.dtype)
-    q, k, v = parts(qkv)
+    q, k, v = kernel.split_heads(qkv, head_dim)  # (B, H, T, D)
     _, probs = kernel.attention(q, k, v, None, causal, scale, out=y.swapaxes(1, 2))
 
     def vjp(g):
         dqkv = xp.empty_like(qkv)
         dheads = g.reshape(b, t, heads, head_dim).swapaxes(1, 2)  # (B, H, T, D)
-        kernel.attention_backward(dheads, q, k, v, probs, scale, tuple(parts(dqkv)), causal)
+        into = tuple(kernels.plain.split_heads(dqkv, head_dim))
+        kernel.attention_backward(dheads, q, k, v, probs, scale, into, causal)
         return dqkv, None, None
 
     return y.reshape(b, t, heads * head_dim), vjp

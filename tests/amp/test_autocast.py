@@ -296,3 +296,20 @@ def test_cross_entropy_of_low_logits_is_that_of_their_float32_copy(low: str):
     assert np.array_equal(logits.grad, wide.grad.astype(low))
     outside = ops.cross_entropy(t(4, 7, dtype=low), targets)
     assert outside.dtype.name == low, "without autocast the dtype is the input's"
+
+
+@pytest.mark.parametrize("uses", (1, 2, 3))
+def test_gradients_of_low_products_land_in_a_buffer_as_their_float32_sum(uses: int):
+    """The first waits as it is for the buffer, which casts it; the sum of several is a float32 one."""
+    x, w = t(5, 4), t(3, 4)
+    gradients = [np.full((5, 3), 0.1 + i, "float16") for i in range(uses)]
+
+    def backward() -> np.ndarray:
+        with autocast("float16"):
+            outs = [ops.linear(x * (i + 1.0), w) for i in range(uses)]
+        sum(((y * g).sum() for y, g in zip(outs, gradients)), start=Tensor(0.0)).backward()
+        return w.grad
+
+    want = backward().copy()
+    w.grad, w.grad_buffer = None, np.full(w.shape, np.nan, "float32")
+    assert backward() is w.grad_buffer and np.array_equal(w.grad, want)

@@ -114,6 +114,7 @@ def _(kind: Any) -> Any:
     return [heads(kind, 3), q, k, v, probs], {"causal": True}
 
 
+case("split_heads")(lambda kind: ([make(2, 5, 3 * 4 * 8, dtype=kind), 8], {}))
 case("linear")(lambda kind: ([make(2, 5, 12, dtype=kind), make(7, 12, dtype=kind), make(7, dtype=kind)], {}))
 case("bias_add_")(lambda kind: ([matrix(kind), make(WIDTH, dtype=kind, seed=1)], {}))
 case("linear_backward_input")(lambda kind: ([make(2, 5, 7, dtype=kind), make(7, 12, dtype=kind)], {}))
