@@ -10,19 +10,7 @@ import numpy as np
 
 from minipar.backend import device_module
 from minipar.kernels.common import Array, work_dtype
-from minipar.kernels.gpu_source import (
-    ELEMENTWISE,
-    FUNCTION,
-    NUMBER,
-    NUMBERS,
-    NUMBERS_EACH,
-    PREAMBLE,
-    ROW,
-    ROWS,
-    SUM,
-    SUM_LANES,
-    SUMS,
-)
+from minipar.kernels.gpu_source import ELEMENTWISE, FUNCTION, FUNCTIONS, NUMBERS_EACH, PREAMBLE, SUM_LANES
 
 C_NAMES = {"float16": "__half", "float32": "float", "float64": "double"}
 WARP, WARPS = 32, 4  # threads that share a row, and rows of a block of threads
@@ -30,7 +18,7 @@ THREADS = 256  # of a block, side by side
 SUM_GROUPS = 64  # parts of a sum that are added up side by side, at most
 PIECES = {16: "complex128", 8: "float64", 4: "float32"}  # by bytes: what a thread copies at once
 
-Types = tuple[tuple[str, "np.dtype[Any]"], ...]  # of each letter that a function's parameters name
+Sizes = tuple[int, ...]
 
 
 @functools.cache
@@ -41,8 +29,10 @@ def _elementwise(name: str, work: np.dtype[Any]) -> Any:
     return cupy.ElementwiseKernel(inputs, outputs, source.code, f"minipar_{name}_{work.name}", preamble=preamble)
 
 
-def _function(name: str, parameters: str, code: str, work: np.dtype[Any], types: Types) -> Any:
-    """Return a whole CUDA function, as `cupy.RawKernel` compiles it at its first call."""
+@functools.cache
+def _function(name: str, work: np.dtype[Any], types: tuple[tuple[str, np.dtype[Any]], ...]) -> Any:
+    """Return a whole CUDA function; `types` are the dtypes of the letters that its parameters name."""
+    parameters, code = FUNCTIONS[name]
     text = FUNCTION.format(
         name=name, parameters=parameters.replace("*", "* __restrict__"), code=code,
         preamble=PREAMBLE % {"work": C_NAMES[work.name]},
@@ -51,19 +41,14 @@ def _function(name: str, parameters: str, code: str, work: np.dtype[Any], types:
     return device_module("cuda").RawKernel(text, f"minipar_{name}")
 
 
-@functools.cache
-def _rows(name: str, work: np.dtype[Any], types: Types) -> Any:
-    return _function(name, ROWS[name].parameters, ROW.format(code=ROWS[name].code), work, types)
-
-
-@functools.cache
-def _numbers(name: str, work: np.dtype[Any], types: Types) -> Any:
-    return _function(name, NUMBERS[name].parameters, NUMBER.format(code=NUMBERS[name].code), work, types)
-
-
-@functools.cache
-def _sum(name: str, work: np.dtype[Any], types: Types) -> Any:
-    return _function(name, SUMS[name].parameters + ", W* out", SUM.format(term=SUMS[name].term), work, types)
+def _launch(name: str, types: dict[str, Array], arguments: Any, size: Sizes, blocks: Sizes, threads: Sizes) -> None:
+    """Call a function for arrays of a size (rows, width)."""
+    if not all(a.flags.c_contiguous for a in arguments if hasattr(a, "flags") and a.ndim):
+        raise ValueError(f"{name}: its arrays must be contiguous")
+    work = work_dtype(types["T"].dtype)
+    kernel = _function(name, work, tuple((letter, a.dtype) for letter, a in types.items()))
+    numbers = [work.type(a) if isinstance(a, float) else a for a in arguments]
+    kernel(blocks, threads, (*numbers, *size))
 
 
 def run(name: str, like: Array, *arguments: Any) -> Any:
@@ -81,11 +66,9 @@ def run_numbers(name: str, types: dict[str, Array], *arguments: Array) -> None:
     Raises:
         ValueError: an array is not contiguous; the function would take other elements for it.
     """
-    _check_contiguous(name, arguments)
-    size, work = types["T"].size, work_dtype(types["T"].dtype)
-    kernel = _numbers(name, work, tuple((letter, a.dtype) for letter, a in types.items()))
+    size = types["T"].size
     if size:
-        kernel((-(-size // (THREADS * NUMBERS_EACH)),), (THREADS,), (*arguments, 1, size))
+        _launch(name, types, arguments, (1, size), (-(-size // (THREADS * NUMBERS_EACH)),), (THREADS,))
 
 
 def run_rows(name: str, types: dict[str, Array], *arguments: Any) -> None:
@@ -94,13 +77,9 @@ def run_rows(name: str, types: dict[str, Array], *arguments: Any) -> None:
     Args:
         types, arguments: see `run_numbers`; also numbers. Python's floats are given in the working precision.
     """
-    _check_contiguous(name, arguments)
     x = types["T"]
     rows, width = math.prod(x.shape[:-1]), x.shape[-1]
-    work = work_dtype(x.dtype)
-    kernel = _rows(name, work, tuple((letter, a.dtype) for letter, a in types.items()))
-    numbers = [work.type(a) if isinstance(a, float) else a for a in arguments]
-    kernel((-(-rows // WARPS),), (WARP, WARPS), (*numbers, rows, width))
+    _launch(name, types, arguments, (rows, width), (-(-rows // WARPS),), (WARP, WARPS))
 
 
 def sum_rows(name: str, types: dict[str, Array], *arguments: Array) -> Array:
@@ -114,23 +93,16 @@ def sum_rows(name: str, types: dict[str, Array], *arguments: Array) -> Array:
     Returns:
         (C,), in the working precision.
     """
-    _check_contiguous(name, arguments)
     x = types["T"]
-    (rows, width), work = x.shape, work_dtype(x.dtype)
-    kernel = _sum(name, work, tuple((letter, a.dtype) for letter, a in types.items()))
+    rows, width = x.shape
     groups = 1 if rows <= SUM_GROUPS else min(SUM_GROUPS, -(-rows // (4 * SUM_LANES)))  # of four rows a thread, or more
-    out = device_module("cuda").empty((groups, width), work)
-    kernel((-(-width // WARP), groups), (WARP, SUM_LANES), (*arguments, out, rows, width))
+    out = device_module("cuda").empty((groups, width), work_dtype(x.dtype))
+    _launch(name, types, (*arguments, out), (rows, width), (-(-width // WARP), groups), (WARP, SUM_LANES))
     return out[0] if groups == 1 else sum_rows("sum", {"T": out}, out)
 
 
-def _check_contiguous(name: str, arguments: tuple[Any, ...]) -> None:
-    if not all(a.flags.c_contiguous for a in arguments if hasattr(a, "flags") and a.ndim):
-        raise ValueError(f"{name}: its arrays must be contiguous")
-
-
 def copy(x: Array, out: Array) -> None:
-    """out[...] = x, in pieces as wide as the layout of both allows: up to eight halves in one load and store."""
+    """out[...] = x of the same shape, in pieces as wide as both layouts allow: up to eight halves in a load and store."""
     if x.dtype == out.dtype and x.ndim and x.strides[-1] == out.strides[-1] == x.itemsize:
         where = [n for a in (x, out) for n in (a.data.ptr, *a.strides[:-1])]
         piece = math.gcd(16, x.shape[-1] * x.itemsize, *where)

@@ -279,3 +279,9 @@ ROWS = {  # `queries`, if not 0: row r is of query r % queries, which sees no la
     EACH(c, 0, width) y[c] = c < known ? x[c] : T(W(0));""",
     ),
 }
+
+FUNCTIONS = {  # parameters and body of each, but for `rows` and `width`, which all of them have
+    **{name: (f.parameters, NUMBER.format(code=f.code)) for name, f in NUMBERS.items()},
+    **{name: (f.parameters, ROW.format(code=f.code)) for name, f in ROWS.items()},
+    **{name: (f.parameters + ", W* out", SUM.format(term=f.term)) for name, f in SUMS.items()},
+}
