@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minipar import kernels
 from minipar.backend import Array, array_module
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Node:
         """Add `g` to the gradient of output `index`; `owned` says that nobody else can see `g`."""
         dtype = self.dtypes[index]
         if g.dtype is not dtype and g.dtype != dtype:
-            g, owned = g.astype(dtype), True
+            g, owned = kernels.of(g).cast(g, dtype), True
         if self.grads is None:
             self.grads, self.owned = [None] * len(self.dtypes), 0
         present = self.grads[index]
@@ -131,7 +132,7 @@ class Leaf(Node):
             self.grads, self.owned = [g], owned
             return
         if self.grads is not None and (first := self.grads[0]) is not None and first.dtype != self.dtypes[0]:
-            self.grads, self.owned = [first.astype(self.dtypes[0])], 1
+            self.grads, self.owned = [kernels.of(first).cast(first, self.dtypes[0])], 1
         super().receive(index, g, owned)
 
     def finish(self) -> None:

@@ -32,6 +32,7 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 
+from minipar import kernels
 from minipar.backend import Array, is_gpu_array
 from minipar.errors import UsageError
 from minipar.kernels.gpu_graph import Capture, capturing
@@ -131,14 +132,14 @@ class autocast:
         if dtype.kind == "V" and is_gpu_array(data):
             raise UsageError("autocast: CuPy has no bfloat16; use float16 on a GPU, or --device cpu")
         if not (t.is_weight and self.cache_enabled):
-            return data.astype(dtype)
+            return kernels.of(data).cast(data, dtype)
         key, copies, graph = id(data), self._copies, capturing.get()
         found = copies.get(key)
         if found is not None:
             of, version, copy, part_of = found
             if of() is data and version == t.version and copy.dtype == dtype and part_of is graph:
                 return copy
-        copy = data.astype(dtype)
+        copy = kernels.of(data).cast(data, dtype)
         copies[key] = weakref.ref(data, lambda _: copies.pop(key, None)), t.version, copy, graph
         return copy
 

@@ -33,11 +33,11 @@ from minipar.kernels.cpu_softmax import (
     softmax,
     softmax_backward,
 )
-from minipar.kernels.plain import split_heads
+from minipar.kernels.plain import cast, split_heads
 from minipar.kernels.plain_conv import col2im, im2col
 
 __all__ = [
-    "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_",
+    "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_", "cast",
     "col2im", "conv2d", "conv2d_backward_bias", "conv2d_backward_input", "conv2d_backward_weight",
     "cross_entropy", "cross_entropy_backward", "dropout_mask", "embedding", "embedding_backward", "gelu",
     "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",

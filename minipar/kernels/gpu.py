@@ -22,7 +22,7 @@ from minipar.kernels import plain
 from minipar.kernels.common import Array, check_attention, rows, work_dtype
 from minipar.kernels.gpu_blas import matmul
 from minipar.kernels.gpu_conv import conv2d, conv2d_backward_input, conv2d_backward_weight
-from minipar.kernels.gpu_launch import contiguous, copy, run, run_numbers, run_rows, sum_rows
+from minipar.kernels.gpu_launch import C_NAMES, contiguous, copy, run, run_numbers, run_rows, sum_rows
 from minipar.kernels.plain import (
     avg_pool2d,
     avg_pool2d_backward,
@@ -43,7 +43,7 @@ from minipar.kernels.plain import (
 )
 
 __all__ = [
-    "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_",
+    "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_", "cast",
     "col2im", "conv2d", "conv2d_backward_bias", "conv2d_backward_input", "conv2d_backward_weight",
     "cross_entropy", "cross_entropy_backward", "dropout_mask", "embedding", "embedding_backward", "gelu",
     "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",
@@ -51,6 +51,16 @@ __all__ = [
     "log_softmax_backward", "max_pool2d", "max_pool2d_backward", "rms_norm", "rms_norm_backward", "sgd_step_",
     "softmax", "softmax_backward", "split_heads", "splitmix64",
 ]  # fmt: skip
+
+
+def cast(x: Array, dtype: Any) -> Array:
+    """See plain.cast."""
+    dtype = np.dtype(dtype)
+    if not x.flags.c_contiguous or not {x.dtype.name, dtype.name} <= C_NAMES.keys():
+        return x.astype(dtype)
+    y = device_module("cuda").empty(x.shape, dtype)
+    run_numbers("cast", {"T": x, "R": y}, x, y)
+    return y
 
 
 # ---- activations and norms ---------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def sum_rows(name: str, types: dict[str, Array], *arguments: Array) -> Array:
 
 
 def copy(x: Array, out: Array) -> None:
-    """out[...] = x of the same shape, in pieces as wide as both layouts allow: up to eight halves in a load and store."""
+    """out[...] = x of the same shape, in pieces as wide as both layouts allow: up to eight halves at once."""
     if x.dtype == out.dtype and x.ndim and x.strides[-1] == out.strides[-1] == x.itemsize:
         where = [n for a in (x, out) for n in (a.data.ptr, *a.strides[:-1])]
         piece = math.gcd(16, x.shape[-1] * x.itemsize, *where)

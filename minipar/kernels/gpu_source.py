@@ -113,6 +113,7 @@ ELEMENTWISE = {
 }  # fmt: skip
 
 NUMBERS = {
+    "cast": Numbers("const T* x, R* y", "y[i] = R(W(x[i]));"),
     "gelu": Numbers(  # (1 + tanh u) / 2 is 1 / (1 + exp(-2u))
         "const T* x, T* y", "W a = W(x[i]); y[i] = T(a / (W(1) + exp(W(-2) * cubic(a))));"
     ),

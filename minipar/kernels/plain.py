@@ -4,7 +4,7 @@ Read a function here to know what it computes; read its namesake in `cpu_*.py` t
 computed without wasted passes over memory. CuPy arrays use these too. The rules of all kernels:
 
 - They take and give raw arrays, never modify an input unless the name ends in `_`, and never return an
-  alias of one.
+  alias of one, but for `split_heads`.
 - float32 in gives float32 out, float64 gives float64; two-byte floats are computed in float32 and
   rounded once. A parameter's gradient has the parameter's dtype if the kernel sees the parameter, else g's.
 - Inputs may be strided, and sizes may be zero.
@@ -13,6 +13,7 @@ computed without wasted passes over memory. CuPy arrays use these too. The rules
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ from minipar.kernels.plain_optim import adam_step_, sgd_step_
 from minipar.kernels.plain_random import dropout_mask, splitmix64
 
 __all__ = [
-    "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_",
+    "adam_step_", "attention", "attention_backward", "avg_pool2d", "avg_pool2d_backward", "bias_add_", "cast",
     "col2im", "conv2d", "conv2d_backward_bias", "conv2d_backward_input", "conv2d_backward_weight",
     "cross_entropy", "cross_entropy_backward", "dropout_mask", "embedding", "embedding_backward", "gelu",
     "gelu_backward", "group_norm", "group_norm_backward", "im2col", "layer_norm", "layer_norm_backward",
@@ -97,6 +98,11 @@ def gelu_backward(g: Array, x: Array, y: Array, approximate: str = "tanh") -> Ar
         t = xp.tanh(GELU_A * (w + GELU_B * w * w * w))
         slope = 0.5 * (1 + t) + 0.5 * w * (1 - t * t) * GELU_A * (1 + 3 * GELU_B * w * w)
     return _like(widen(g) * slope, x.dtype)
+
+
+def cast(x: Array, dtype: Any) -> Array:
+    """x in another dtype: always new memory."""
+    return x.astype(dtype)
 
 
 # ---- norms over the last axis ------------------------------------------------------------------------

@@ -50,6 +50,9 @@ for _form in ("tanh", "none"):
     case(f"gelu_backward, {_form}")(
         lambda kind, form=_form: ([matrix(kind, 1), *gelu_values(kind, form)], {"approximate": form})
     )
+for _dtype in ("float16", "float32", "float64"):
+    case(f"cast, to {_dtype}")(lambda kind, to=_dtype: ([matrix(kind), to], {}))
+    case(f"cast, a transposed matrix to {_dtype}")(lambda kind, to=_dtype: ([matrix(kind).T, to], {}))
 case("layer_norm")(
     lambda kind: ([matrix(kind) + kind(2), make(WIDTH, dtype=kind), make(WIDTH, dtype=kind, seed=1), 1e-5], {})
 )

@@ -50,7 +50,7 @@ def test_fused_kernels_are_the_plain_formulas(name: str, dtype: str) -> None:
     pairs = zip(got, want, strict=True) if isinstance(got, tuple) else [(got, want)]
     for a, b in pairs:
         if isinstance(b, np.ndarray):
-            assert a.shape == b.shape
+            assert a.shape == b.shape and (kernel != "cast" or a.dtype == b.dtype)
             compare(a, b, tolerance)
 
 

@@ -38,7 +38,7 @@ FAULTS: list[Fault] = [
     Fault(
         "gpu: float16 gradients of one weight add up in float16 where they land in a bucket",
         "minipar/tape.py",
-        "            self.grads, self.owned = [first.astype(self.dtypes[0])], 1\n",
+        "            self.grads, self.owned = [kernels.of(first).cast(first, self.dtypes[0])], 1\n",
         "            pass\n",
         "tests/amp/test_autocast.py::test_gradients_of_low_products_land_in_a_buffer_as_their_float32_sum",
     ),
@@ -48,6 +48,20 @@ FAULTS: list[Fault] = [
         "    if casting.get() is None and losses.dtype",
         "    if losses.dtype",
         "tests/amp/test_autocast.py::test_cross_entropy_of_low_logits_is_that_of_their_float32_copy",
+    ),
+    Fault(
+        "gpu: a function is launched with an argument too few",
+        "minipar/kernels/gpu.py",
+        'run_rows("softmax", {"T": x}, x, y, queries)',
+        'run_rows("softmax", {"T": x}, x, y)',
+        "tests/gpu/test_gpu_launch.py",
+    ),
+    Fault(
+        "gpu: a function is compiled for another dtype than it is given",
+        "minipar/kernels/gpu.py",
+        'run_rows("layer_norm_backward", {"T": x, "G": g, "S": weight}',
+        'run_rows("layer_norm_backward", {"T": x, "G": mean, "S": weight}',
+        "tests/gpu/test_gpu_launch.py",
     ),
     Fault(
         "gpu: halves add up in halves",
