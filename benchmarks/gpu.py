@@ -4,11 +4,12 @@
     python benchmarks/gpu.py --quick    # a small model: does everything run?
 
 124 M parameters, sequence 1024, batch 8; forward, backward and AdamW over flat buffers, medians of steps that take
-turns; "captured" is all of that as one CUDA graph. The peer's attention is PyTorch's own formula (math), and its flash
-attention beside it. The rate is given as a share of a matrix product's, measured in the same precision. How often a
-step makes the host wait for the GPU is counted, and how long the host takes to queue a step: where that is longer than
-the step itself, only a captured one keeps the GPU busy. Results go to benchmarks/results/ with date, card and versions.
-Without a GPU it says so, and that is no failure.
+turns; "captured" is all of that as one CUDA graph. The peer's attention is PyTorch's own formula (math), which
+computes float16 in float32 unless told otherwise, so beside it the same in float16, and its flash attention. The rate
+is given as a share of a matrix product's, measured in the same precision. How often a step makes the host wait for the
+GPU is counted, and how long the host takes to queue a step: where that is longer than the step itself, only a captured
+one keeps the GPU busy. Results go to benchmarks/results/ with date, card and versions. Without a GPU it says so, and
+that is no failure.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from waits import Waits
 VOCAB = 50257
 SIZE = {"tokens": 1024, "width": 768, "layers": 12, "heads": 12, "batch": 8}
 SMALL = {"tokens": 128, "width": 128, "layers": 2, "heads": 4, "batch": 2}
-WANTED = {"tf32": 0.9, "fp16": 0.8}
+WANTED = {"tf32": 0.9, "fp16": 0.8}  # beside PyTorch's math attention as it comes
+PEERS = {"math": "PyTorch eager, math", "half": "PyTorch eager, math in fp16", "flash": "PyTorch eager, flash"}
 SCALE = 1024.0  # of the loss in float16, fixed, so that nobody has to look at the gradients
 Step = Callable[[], None]
 
@@ -78,8 +80,8 @@ def ours(s: dict[str, int], precision: str, captured: bool) -> Step:
     return CapturedStep(step) if captured else step
 
 
-def torchs(s: dict[str, int], precision: str, flash: bool) -> Step:
-    """PyTorch's step, eager."""
+def torchs(s: dict[str, int], precision: str, attention: str) -> Step:
+    """PyTorch's step, eager; `attention` is one of PEERS."""
     import torch
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -94,7 +96,8 @@ def torchs(s: dict[str, int], precision: str, flash: bool) -> Step:
 
     def step() -> None:
         optimizer.zero_grad()
-        backend = SDPBackend.FLASH_ATTENTION if flash else SDPBackend.MATH
+        backend = SDPBackend.FLASH_ATTENTION if attention == "flash" else SDPBackend.MATH
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(attention == "half")
         with sdpa_kernel(backend), torch.autocast("cuda", torch.float16, enabled=precision == "fp16"):
             loss = F.cross_entropy(model(x).view(-1, VOCAB), y.view(-1))
         scaler.scale(loss).backward()
@@ -160,7 +163,7 @@ def memory(work: str, ours: int, peer: int | None = None) -> Line:
     gib = 2.0**30
     ratio = None if peer is None else peer / ours
     theirs = None if peer is None else peer / gib
-    return Line(f"{work}, memory taken", ours / gib, "GiB", theirs, "PyTorch eager, math", ratio)
+    return Line(f"{work}, memory taken", ours / gib, "GiB", theirs, PEERS["math"], ratio)
 
 
 def waited(cupy: Any, work: str, step: Step) -> Line:
@@ -188,10 +191,10 @@ def measure(quick: bool) -> list[Line]:
         steps["graph"] = ours(s, precision, captured=True)
         if with_torch:
             bytes_since = torch_bytes()
-            steps["torch"] = torchs(s, precision, flash=False)
-            held.append(taken(steps["torch"], bytes_since))
+            steps["math"] = torchs(s, precision, "math")
+            held.append(taken(steps["math"], bytes_since))
             if precision == "fp16":  # flash attention takes no float32
-                steps["flash"] = torchs(s, precision, flash=True)
+                steps |= {name: torchs(s, precision, name) for name in ("half", "flash")}
         seconds, queued = medians(steps, cupy.cuda.Device().synchronize, 3 if quick else 15)
         rate = matmul_rate(cupy, "float16" if precision == "fp16" else "float32", 1024 if quick else 8192)
         for name in ("ours", "graph"):
@@ -200,13 +203,12 @@ def measure(quick: bool) -> list[Line]:
             note = f"{reached / rate:.0%} of the {rate / 1e12:.0f} TFLOP/s that a product reaches here"
             if name == "ours":
                 note += f"; queued in {queued[name] * 1e3:.0f} ms"
-            if with_torch:
-                lines.append(faster(how, seconds[name], seconds["torch"], "PyTorch eager, math", wanted, note))
-                if "flash" in seconds:
-                    lines.append(faster(how, seconds[name], seconds["flash"], "PyTorch eager, flash", None))
-            else:
+            if not with_torch:
                 note += "; PyTorch with CUDA is not installed"
-                lines.append(Line(how, seconds[name] * 1e3, "ms", None, "PyTorch eager, math", None, wanted, note))
+                lines.append(Line(how, seconds[name] * 1e3, "ms", None, PEERS["math"], None, wanted, note))
+            for peer in (name for name in PEERS if name in seconds):
+                want, told = (wanted, note) if peer == "math" else (None, "")
+                lines.append(faster(how, seconds[name], seconds[peer], PEERS[peer], want, told))
         lines.append(waited(cupy, work, steps["ours"]))
         lines.append(memory(work, *held))
         steps.clear()

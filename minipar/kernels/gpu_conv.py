@@ -6,8 +6,6 @@ added up in float32 and rounded once. The products go to cuBLAS through gpu_blas
     y = weight (O, C·kh·kw) @ unfold(x)      and (O, N, OH, OW) to (N, O, OH, OW) while the bias is added
     dx = fold(weightᵀ @ g (O, N·OH·OW))
     dweight = g @ unfold(x)ᵀ
-
-Not run on a GPU yet.
 """
 
 from __future__ import annotations

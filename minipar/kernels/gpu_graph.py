@@ -8,8 +8,6 @@ What is captured must be the same work every time. No value may be read back to 
 Numbers computed in Python stay what they were: a dropout mask's step, a learning rate. AdamW with `capturable=True`
 keeps what changes on the GPU, so that the optimizer's step can be a part of the graph; loss scaling with a fixed
 scale as well. What is uploaded from the host, and CuPy's own calls of cuBLAS, it refuses.
-
-Not run on a GPU yet.
 """
 
 from __future__ import annotations
