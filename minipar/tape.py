@@ -127,17 +127,24 @@ class Leaf(Node):
             )
 
     def receive(self, index: int, g: Array, owned: bool) -> None:
-        """See Node. Where memory is chosen for the gradient, a first one waits as it is: writing it there casts it."""
-        if self.grads is None and self.tensor.grad is None and self.tensor.grad_buffer is not None:
-            self.grads, self.owned = [g], owned
+        """See Node. A first gradient waits as it is: writing it into a buffer casts it without a copy of its own."""
+        if self.grads is None and self.tensor.grad is None:
+            self.grads, self.owned = [g], int(owned)
             return
-        if self.grads is not None and (first := self.grads[0]) is not None and first.dtype != self.dtypes[0]:
-            self.grads, self.owned = [kernels.of(first).cast(first, self.dtypes[0])], 1
+        self._cast()
         super().receive(index, g, owned)
+
+    def _cast(self) -> None:
+        """Bring what was received so far to the tensor's dtype."""
+        if self.grads is not None and (g := self.grads[0]) is not None and g.dtype != self.dtypes[0]:
+            self.grads, self.owned = [kernels.of(g).cast(g, self.dtypes[0])], 1
 
     def finish(self) -> None:
         """Move the gradient into the tensor's `.grad` and call its hooks."""
-        tensor, grads = self.tensor, self.grads
+        tensor = self.tensor
+        if tensor.grad_buffer is None:
+            self._cast()
+        grads = self.grads
         if grads is not None and (g := grads[0]) is not None:
             if tensor.grad is not None:
                 tensor.grad += g

@@ -150,7 +150,8 @@ def cross_entropy(
         return plain.cross_entropy(logits, targets, ignore_index, label_smoothing)
     xp = device_module("cuda")
     logits, targets = contiguous(logits), xp.ascontiguousarray(targets, np.int64)
-    losses, saved = (xp.empty((*n, len(logits)), work_dtype(logits.dtype)) for n in ((), (2,)))
+    work = work_dtype(logits.dtype)
+    losses, saved = xp.empty(len(logits), work), xp.empty((2, len(logits)), work)
     run_rows("cross_entropy", {"T": logits}, logits, targets, losses, saved, ignore_index, float(label_smoothing))
     return losses, saved
 

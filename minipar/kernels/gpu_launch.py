@@ -126,4 +126,4 @@ def copy_rows(x: Array, out: Array) -> None:
 
     The rows of x may lie apart, and at odd addresses, where `copy` would move number by number.
     """
-    run_rows("copy", {"T": out}, x.data.ptr, out, x.strides[0] // x.itemsize, x.shape[1])
+    run_rows("copy_rows", {"T": out}, x.data.ptr, out, x.strides[0] // x.itemsize, x.shape[1])

@@ -273,7 +273,7 @@ ROWS = {  # `queries`, if not 0: row r is of query r % queries, which sees no la
     y += row * width;
     EACH(c, 0, width) y[c] = T(W(y[c]) + W(bias[c]));""",
     ),
-    "copy": Rows(  # to rows of another width, from rows that begin `apart` elements from one another
+    "copy_rows": Rows(  # to rows of another width, from rows that begin `apart` elements from one another
         "const T* x, T* y, long long apart, long long known",
         """
     x += row * apart, y += row * width;

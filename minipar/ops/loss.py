@@ -58,6 +58,7 @@ def cross_entropy(
         )
     rows = logits if logits.ndim == 2 else logits.reshape((labels.size, logits.shape[-1]))  # (N, V)
     losses = _cross_entropy(rows, labels.reshape(-1), ignore_index, label_smoothing)  # (N,), float32 or wider
+    # Without autocast the result has the input's dtype, as any operation's.
     if casting.get() is None and losses.dtype != logits.dtype:
         losses = losses.astype(logits.dtype)
     if reduction == "none":

@@ -304,12 +304,18 @@ def test_gradients_of_low_products_land_in_a_buffer_as_their_float32_sum(uses: i
     x, w = t(5, 4), t(3, 4)
     gradients = [np.full((5, 3), 0.1 + i, "float16") for i in range(uses)]
 
-    def backward() -> np.ndarray:
+    def backward(which: list[int]) -> np.ndarray:
         with autocast("float16"):
-            outs = [ops.linear(x * (i + 1.0), w) for i in range(uses)]
-        sum(((y * g).sum() for y, g in zip(outs, gradients)), start=Tensor(0.0)).backward()
+            outs = [ops.linear(x * (i + 1.0), w) for i in which]
+        sum(((y * gradients[i]).sum() for i, y in zip(which, outs)), start=Tensor(0.0)).backward()
+        assert w.grad is not None and w.grad.dtype == np.float32
         return w.grad
 
-    want = backward().copy()
+    want = np.zeros(w.shape, np.float32)
+    for i in reversed(range(uses)):  # backward runs from the newest use to the oldest
+        w.grad = None
+        want += backward([i])
+    w.grad = None
+    assert np.array_equal(backward(list(range(uses))), want), "without a buffer"
     w.grad, w.grad_buffer = None, np.full(w.shape, np.nan, "float32")
-    assert backward() is w.grad_buffer and np.array_equal(w.grad, want)
+    assert backward(list(range(uses))) is w.grad_buffer and np.array_equal(w.grad, want)

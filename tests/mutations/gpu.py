@@ -36,20 +36,6 @@ FAULTS: list[Fault] = [
         "tests/gpu/test_gpu_blas.py::test_for_tensor_cores_all_that_lies_along_rows_is_a_multiple_of_16_bytes",
     ),
     Fault(
-        "gpu: float16 gradients of one weight add up in float16 where they land in a bucket",
-        "minipar/tape.py",
-        "            self.grads, self.owned = [kernels.of(first).cast(first, self.dtypes[0])], 1\n",
-        "            pass\n",
-        "tests/amp/test_autocast.py::test_gradients_of_low_products_land_in_a_buffer_as_their_float32_sum",
-    ),
-    Fault(
-        "gpu: cross-entropy of float16 logits is rounded to float16 under autocast",
-        "minipar/ops/loss.py",
-        "    if casting.get() is None and losses.dtype",
-        "    if losses.dtype",
-        "tests/amp/test_autocast.py::test_cross_entropy_of_low_logits_is_that_of_their_float32_copy",
-    ),
-    Fault(
         "gpu: a function is launched with an argument too few",
         "minipar/kernels/gpu.py",
         'run_rows("softmax", {"T": x}, x, y, queries)',
