@@ -20,19 +20,23 @@ from table import Line, show
 from turns import HERE, ONE_THREAD
 
 SIZES = {"1 KiB": 256, "1 MiB": 2**18, "16 MiB": 2**22}  # elements of float32
-REPEATS = {"1 KiB": 200, "1 MiB": 20, "16 MiB": 3}
+REPEATS = {"1 KiB": 200, "1 MiB": 20, "16 MiB": 1}  # calls a turn
+TURNS = {"1 KiB": 100, "1 MiB": 100, "16 MiB": 500}  # a call of 16 MiB differs by 100 µs and more from turn to turn
+LAUNCHES = 4  # where a process's memory lies makes a difference too
 OVERHEAD = 2e-6  # seconds over raw mpi4py that a call may take, or 5 % if that is more
 CHECKS = 10e-6  # seconds that checks may add
 RING = 1.5  # times the library's time, at most
 
 
 def measure(quick: bool) -> list[Line]:
-    """Start two ranks, let them measure, and return the lines."""
-    script = [str(HERE / "communication.py"), "--ranks", str(int(quick))]
-    command = [sys.executable, "-m", "minipar", "run", "-n", "2", "--timeout", "300", *script]
-    job = subprocess.run(command, env={**os.environ, **ONE_THREAD}, stdout=subprocess.PIPE, text=True, check=True)
+    """Start two ranks, again and again, let them measure, and return the lines."""
+    found: dict[str, dict[str, list[float]]] = {size: {} for size in SIZES}
+    for _ in range(1 if quick else LAUNCHES):
+        for size, turns in launched(quick).items():
+            for way, times in turns.items():
+                found[size].setdefault(way, []).extend(times)
     lines: list[Line] = []
-    for size, turns in json.loads(job.stdout.splitlines()[-1]).items():
+    for size, turns in found.items():
         median = {name: statistics.median(times) for name, times in turns.items()}
         raw, off, on = (median[name] for name in ("raw", "off", "on"))
         allowed = max(OVERHEAD, 0.05 * raw)
@@ -55,6 +59,15 @@ def measure(quick: bool) -> list[Line]:
             Line(f"{name}, own ring", ring * 1e6, "µs", fresh * 1e6, "raw mpi4py", fresh / ring, wanted, note)
         )
     return lines
+
+
+def launched(quick: bool) -> dict[str, dict[str, list[float]]]:
+    """Start two ranks and return what `on_two_ranks` returns there."""
+    script = [str(HERE / "communication.py"), "--ranks", str(int(quick))]
+    command = [sys.executable, "-m", "minipar", "run", "-n", "2", "--timeout", "300", *script]
+    job = subprocess.run(command, env={**os.environ, **ONE_THREAD}, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, dict[str, list[float]]] = json.loads(job.stdout.splitlines()[-1])
+    return found
 
 
 def more(turns: dict[str, list[float]], way: str, than: str) -> tuple[float, float]:
@@ -108,14 +121,19 @@ def on_two_ranks(quick: bool) -> dict[str, dict[str, list[float]]]:
     found = {}
     for size, n in SIZES.items():
         x = np.zeros(n, np.float32)
-        runs = {
+        in_place = {
             "raw": lambda x=x: raw.Allreduce(MPI.IN_PLACE, x, MPI.SUM),
-            "raw, fresh": lambda x=x: raw.Allreduce(x, np.empty_like(x), MPI.SUM),
             "off": lambda x=x: free.all_reduce_(x),
             "on": lambda x=x: checked.all_reduce_(x),
+        }
+        fresh = {
+            "raw, fresh": lambda x=x: raw.Allreduce(x, np.empty_like(x), MPI.SUM),
             "ring": lambda x=x: ring_all_reduce(free, x),
         }
-        found[size] = interleaved(runs, raw.Barrier, 3 if quick else 100, REPEATS[size])
+        found[size] = {
+            **interleaved(in_place, raw.Barrier, 3 if quick else TURNS[size], REPEATS[size]),
+            **interleaved(fresh, raw.Barrier, 3 if quick else 25, REPEATS[size]),
+        }
     return found
 
 

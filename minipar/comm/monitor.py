@@ -25,6 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from minipar.comm.shared_memory import memory_directory
 from minipar.errors import UsageError
 
 PLACE_BYTES = 200  # room for "in step 17, backward"
@@ -59,7 +60,7 @@ class Monitor:
         made, wrong = "", ""
         if self._first:
             try:
-                made = tempfile.mkdtemp(prefix=_prefix(os.environ.get(JOB, "")), dir=_memory())
+                made = tempfile.mkdtemp(prefix=_prefix(os.environ.get(JOB, "")), dir=memory_directory())
             except OSError as error:
                 wrong = f"no directory for temporary files on {host}: {error}; set TMPDIR"
         words: list[tuple[str, str]] = comm.allgather((made, wrong))
@@ -120,7 +121,7 @@ def places(job: str) -> dict[int, str]:
         job: what the ranks find in the environment variable JOB.
     """
     found: dict[int, str] = {}
-    for word in Path(_memory()).glob(f"{_prefix(job)}*"):
+    for word in Path(memory_directory()).glob(f"{_prefix(job)}*"):
         found.update(_read(word))
     return found
 
@@ -134,8 +135,3 @@ def _read(word: Path) -> dict[int, str]:
 
 def _prefix(job: str) -> str:
     return f"minipar-job-{job}-" if job else "minipar-job-"
-
-
-def _memory() -> str:
-    """Return a directory of the file system in memory where there is one: a full disk does not touch that."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()

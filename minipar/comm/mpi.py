@@ -1,16 +1,14 @@
 """Ranks as processes under `mpirun`: the real engine, from a laptop to a cluster, through mpi4py.
 
 Arrays go to MPI by its buffer calls; the `_async` forms are MPI's nonblocking collectives. With checks on,
-each collective first compares a digest of its signature over the group (one all-reduce of 16 bytes, on a
-communicator of its own), and sends are synchronous. An `_async` collective is compared in the background:
-its data moves once every rank has issued the same, and never overtakes an earlier one.
+the ranks first compare what each collective asks for (`signatures.py`), and sends are synchronous. An `_async`
+collective is compared in the background: its data moves once every rank has issued the same, and never overtakes an
+earlier one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -26,6 +24,9 @@ from minipar.comm.hooks import Hooks
 from minipar.comm.interface import Communicator, Work
 from minipar.comm.member import HIGHEST_TAG
 from minipar.comm.mpi_work import MPICollective, MPIReceive, MPISend
+from minipar.comm.progress import Progress
+from minipar.comm.shared_memory import SharedMemory
+from minipar.comm.signatures import signatures_of
 from minipar.comm.wire import (
     as_buffer,
     cut,
@@ -43,16 +44,13 @@ IN_PLACE = MPI.IN_PLACE
 EXPLAIN_TAG = HIGHEST_TAG + 1
 
 
-class Check(NamedTuple):
-    """A comparison of signatures under way: the highest digest, and the highest negative one."""
+class Process(NamedTuple):
+    """What all communicators of one process share."""
 
-    request: Any
-    highest: array[int]
-    mine: array[int]
-
-    def equal(self) -> bool:
-        """Return whether all ranks have the same digest, once the request is complete."""
-        return self.highest[0] == -self.highest[1]
+    journal: Journal
+    hooks: Hooks
+    memory: SharedMemory
+    progress: Progress
 
 
 class MPICommunicator(Communicator):
@@ -62,17 +60,19 @@ class MPICommunicator(Communicator):
         checks: whether signatures are compared and sends are synchronous; the same on all ranks.
         mpi, side: the mpi4py communicators of the data, and of signatures and headers.
         incoming: receives whose data is not posted yet, by source and tag.
+        signatures: how the ranks compare what they ask for.
+        underway: what this rank has begun, in all its groups.
     """
 
-    def __init__(
-        self, comm: Any, members: Sequence[int], name: str, journal: Journal, hooks: Hooks, checks: bool
-    ) -> None:
-        super().__init__(comm.Get_rank(), members, name, journal)
+    def __init__(self, comm: Any, members: Sequence[int], name: str, process: Process, checks: bool) -> None:
+        super().__init__(comm.Get_rank(), members, name, process.journal)
         self.checks = checks
         self.mpi = comm
         self.side = comm.Dup()
         self.incoming: dict[tuple[int, int], deque[MPIReceive]] = {}
-        self._hooks = hooks
+        self.signatures = signatures_of(self.side, process.memory)
+        self.underway = process.progress
+        self._process = process
         self._queue: deque[MPICollective] = deque()  # whose data is not started yet, in the order of issue
 
     # Collectives --------------------------------------------------------------------------------------
@@ -132,32 +132,40 @@ class MPICommunicator(Communicator):
         journal.waiting = call
         if self._queue:
             self.start_queued()
-        if self.checks:
-            check = self.begin_check(call)
-            check.request.Wait()
-            self.end_check(call, check)
+        if self.checks and not self.signatures.all_equal(call, self.underway):
+            raise self.mismatch(call)
 
     def progress(self) -> None:
-        """Start the data of every queued collective whose check has come back, in the order of issue."""
-        while self._queue and self._queue[0].start(block=False):
-            self._queue.popleft()
+        """Start the data of every queued collective whose comparison has come back, in the order of issue."""
+        while self._queue and self._queue[0].compared():
+            self._queue.popleft().start()
+        self._note_queue()
 
     def start_queued(self, until: MPICollective | None = None) -> None:
-        """Wait for the checks of the queued collectives up to `until` (of all) and start their data."""
+        """Wait for the comparisons of the queued collectives up to `until` (of all) and start their data.
+
+        Raises:
+            MismatchError: the ranks differ in one of them.
+        """
         while self._queue and (until is None or until in self._queue):
-            self._queue.popleft().start(block=True)
+            first = self._queue[0]
+            equal = self.underway.until(first.compared)
+            if self._queue and self._queue[0] is first:  # `until` has not started it by itself
+                self._queue.popleft()
+                self._note_queue()
+                if not equal:
+                    first.error = self.mismatch(first.call)
+                    raise first.error
+                first.start()
 
-    def begin_check(self, call: Call) -> Check:
-        """Begin to compare a call's signature over the group. Nonblocking, so that it can overlap."""
-        digest = signature_digest(call.signature)
-        mine = array("q", (digest, -digest))  # 64 bits; made faster than a NumPy array
-        highest = array("q", (0, 0))
-        return Check(self.side.Iallreduce(mine, highest, MPI.MAX), highest, mine)
+    def _note_queue(self) -> None:
+        if self._queue:
+            self.underway.groups[self] = None
+        else:
+            self.underway.groups.pop(self, None)
 
-    def end_check(self, call: Call, check: Check) -> None:
-        """Raise MismatchError, with the same text on all ranks, if the signatures are not equal."""
-        if check.equal():
-            return
+    def mismatch(self, call: Call) -> MismatchError:
+        """Return the error about signatures that are not equal, with the same text on all ranks. Collective."""
         mine = (call.signature, str(call), entries(self.journal))
         others = [rank for rank in range(self.size) if rank != self.rank]
         sends = [self.side.isend(mine, rank, EXPLAIN_TAG) for rank in others]
@@ -167,7 +175,7 @@ class MPICommunicator(Communicator):
         self.journal.wait_ends()
         error = MismatchError(mismatch({rank: (signature, text) for rank, (signature, text, _) in told.items()}))
         error.add_note(parting({rank: record for rank, (_, _, record) in told.items()}) or "no record differs")
-        raise error
+        return error
 
     # Lists, objects, groups ---------------------------------------------------------------------------
 
@@ -241,7 +249,7 @@ class MPICommunicator(Communicator):
             if comm != MPI.COMM_NULL:
                 members = comm.allgather(self.members[self.rank])
                 name = f"{prefix}{color}"
-                result = MPICommunicator(comm, members, name, self.journal, self._hooks, self.checks)
+                result = MPICommunicator(comm, members, name, self._process, self.checks)
         except MPI.Exception as error:
             self.journal.wait_ends()
             raise CommunicationError(
@@ -253,11 +261,13 @@ class MPICommunicator(Communicator):
 
     def _free(self) -> None:
         self.start_queued()
+        self.side.Barrier()  # nobody still reads another's signature
+        self.signatures.free()
         self.side.Free()
         self.mpi.Free()
 
     def abort(self, reason: str) -> None:
-        self._hooks.watchdog.abort(f"{self.journal.place()}: aborted: {reason}")
+        self._process.hooks.watchdog.abort(f"{self.journal.place()}: aborted: {reason}")
 
     # Point to point -----------------------------------------------------------------------------------
 
@@ -270,20 +280,6 @@ class MPICommunicator(Communicator):
 
     def _irecv(self, call: Call, out: Array | None) -> Work:
         return MPIReceive(self, call, out)
-
-
-_digests: dict[tuple[Any, ...], int] = {}
-
-
-def signature_digest(signature: tuple[Any, ...]) -> int:
-    """Return 62 bits that are equal on all ranks for equal signatures, which Python's own hash is not."""
-    operation, number, *rest = signature
-    key = (operation, *rest)
-    digest = _digests.get(key)
-    if digest is None:
-        digest = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest()) >> 2
-        _digests[key] = digest
-    return digest ^ number
 
 
 _world: MPICommunicator | None = None
@@ -321,7 +317,8 @@ def mpi_world(
         if comm.size > 1:
             one_blas_thread_for_good()
         hooks.connect()
-        _world = MPICommunicator(comm.Dup(), range(comm.size), "world", journal, hooks, default)
+        process = Process(journal, hooks, SharedMemory(comm, MPI.COMM_TYPE_SHARED), Progress())
+        _world = MPICommunicator(comm.Dup(), range(comm.size), "world", process, default)
     if checks is not None:
         _world.checks = checks
     return _world

@@ -28,55 +28,45 @@ if TYPE_CHECKING:
 
 
 class MPICollective(Work):
-    """A nonblocking collective: first its check comes back, then its data is started."""
+    """A nonblocking collective: first its comparison comes back, then its data is started.
+
+    Attributes:
+        error: why the data is never started, once that is known.
+    """
 
     def __init__(
         self, comm: MPICommunicator, call: Call, start: Callable[[], Any], finish: Callable[[], Array]
     ) -> None:
+        self.call = call
+        self.error: MismatchError | None = None
         self._comm = comm
-        self._call = call
         self._start = start
         self._finish = finish
-        self._check = comm.begin_check(call) if comm.checks else None
+        self._comparison = comm.signatures.begin(call) if comm.checks else None
         self._data: Any = None  # the request, once the data is started
-        self._error: MismatchError | None = None
         self._complete = False
         self._result: Array | None = None
 
-    def start(self, block: bool) -> bool:
-        """Start the data if the check has come back (or wait for that); return whether this is settled.
+    def compared(self) -> bool | None:
+        """Return whether the data may be started; None while a rank has not asked for it."""
+        return True if self._comparison is None else self._comparison.result()
 
-        Raises:
-            MismatchError: the ranks differ. Only if `block`, since all ranks must meet to say how.
-        """
-        check = self._check
-        if check is not None:
-            if block:
-                check.request.Wait()
-            elif not (check.request.Test() and check.equal()):
-                return False
-            self._check = None
-            try:
-                self._comm.end_check(self._call, check)
-            except MismatchError as error:
-                self._error = error
-                raise
-        if self._data is None and self._error is None:
-            self._data = self._start()
-        return True
+    def start(self) -> None:
+        """Start the data."""
+        self._data = self._start()
 
     def wait(self) -> Any:
         if not self._complete:
-            journal = self._comm.journal
-            journal.wait_begins(self._call)
-            self._comm.start_queued(until=self)
-            if self._error is not None:
-                journal.wait_ends()
-                raise MismatchError(*self._error.args)
-            self._data.Wait()
+            comm = self._comm
+            comm.journal.wait_begins(self.call)
+            comm.start_queued(until=self)
+            if self.error is not None:
+                comm.journal.wait_ends()
+                raise MismatchError(*self.error.args)
+            comm.underway.wait(self._data)
             self._result = self._finish()
             self._complete = True
-            journal.wait_ends()
+            comm.journal.wait_ends()
         return self._result
 
     def done(self) -> bool:
@@ -84,7 +74,7 @@ class MPICollective(Work):
             return True
         self._comm.progress()
         if self._data is None:
-            return self._error is not None
+            return self.error is not None
         return bool(self._data.Test())
 
 
@@ -99,7 +89,7 @@ class MPISend(Work):
 
     def wait(self) -> None:
         self._comm.journal.wait_begins(self._call)
-        MPI.Request.Waitall(self._requests)
+        self._comm.underway.wait(*self._requests)
         self._comm.journal.wait_ends()
         self._buffers = None
 
@@ -141,7 +131,7 @@ class MPIReceive(Work):
         while self._data is None:
             head = self._line[0]
             if block:
-                head._announced.Wait()
+                self._comm.underway.wait(head._announced)
             elif not head._announced.Test():
                 return False
             head._post(*head._read())
@@ -168,9 +158,9 @@ class MPIReceive(Work):
             comm = self._comm
             comm.journal.wait_begins(self._call)
             self._post_line(block=True)
-            self._announced.Wait()
+            comm.underway.wait(self._announced)
             gpu = self._read()[2]
-            self._data.Wait()
+            comm.underway.wait(self._data)
             if self._out is None:
                 self._out = on_device(self._buffer, gpu)
             elif self._out is not self._buffer:

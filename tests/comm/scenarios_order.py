@@ -157,6 +157,52 @@ def a_message_may_come_before_a_pending_collective(comm: Communicator) -> None:
     assert (work.wait() == comm.size).all()
 
 
+@scenario
+def a_message_may_come_after_a_pending_collective(comm: Communicator) -> None:
+    """Rank 0 receives what the others send only when they have the sum: its own part of that is under way."""
+    if comm.rank:
+        comm.recv(0)  # so that rank 0 has begun before any other
+    else:
+        work = comm.all_reduce_async(np.full(5000, 1.0))
+        for dest in range(1, comm.size):
+            comm.send(np.ones(1), dest)
+        for source in range(1, comm.size):
+            assert comm.recv(source)[0] == comm.size
+    if comm.rank:
+        work = comm.all_reduce_async(np.full(5000, 1.0))
+        comm.send(work.wait()[:1], 0)
+    assert (work.wait() == comm.size).all()
+
+
+@scenario
+def collectives_of_two_groups_are_waited_for_in_any_order(comm: Communicator) -> None:
+    """Rank 0 waits for those of two groups in the opposite order, or calls a third group before it waits."""
+    first, second, third = (comm.split(0) for _ in range(3))
+    works = [first.all_reduce_async(np.full(5000, 1.0)), second.all_reduce_async(np.full(5000, 2.0))]
+    for work in works if comm.rank == 0 else reversed(works):
+        work.wait()
+    late = second.all_reduce_async(np.full(5000, 3.0))
+    if comm.rank == 0:
+        third.barrier()
+    assert late.wait()[0] == 3 * comm.size
+    if comm.rank:
+        third.barrier()
+    assert [work.wait()[0] for work in works] == [comm.size, 2 * comm.size]
+
+
+@scenario
+def more_may_be_pending_than_ranks_take_note_of_at_once(comm: Communicator) -> None:
+    """Rank 0 begins all of them before another rank begins the first, and others end them in other orders."""
+    if comm.rank:
+        comm.recv(0)
+    pending = [comm.all_reduce_async(np.full(10, float(n))) for n in range(40)]
+    if comm.rank == 0:
+        for dest in range(1, comm.size):
+            comm.send(np.ones(1), dest)
+    order = sorted(range(40), key=lambda n: (n * (comm.rank + 3)) % 41)
+    assert all(pending[n].wait()[0] == n * comm.size for n in order)
+
+
 # Groups -----------------------------------------------------------------------------------------------
 
 

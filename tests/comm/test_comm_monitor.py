@@ -125,7 +125,7 @@ def test_a_rank_that_ends_the_job_has_the_word(ranks: Any, tmp_path: Path) -> No
 def test_where_living_ranks_are_is_known_to_their_launcher_and_to_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_memory", lambda: str(tmp_path))
+    monkeypatch.setattr(module, "memory_directory", lambda: str(tmp_path))
     word = tmp_path / "minipar-job-abc-1"
     word.mkdir()
     made = [Monitor(Host(number, word)) for number in range(RANKS)]

@@ -118,6 +118,7 @@ class Message:
         self.side = types.SimpleNamespace(Irecv=self.header)
         self.mpi = types.SimpleNamespace(Irecv=self.data)
         self.journal = types.SimpleNamespace(wait_begins=lambda call: None, wait_ends=lambda: None)
+        self.underway = types.SimpleNamespace(wait=lambda request: request.Wait())
 
     def header(self, buffer: bytearray, source: int, tag: int) -> Any:
         buffer[:] = wire.pack_header(self.x)
@@ -194,7 +195,7 @@ def make_call(**changes: object) -> Call:
 
 
 def test_digests_differ_with_every_part_of_a_signature_and_are_the_same_in_every_process() -> None:
-    from minipar.comm.mpi import signature_digest
+    from minipar.comm.signatures import DIGEST_BITS, digest_of, signature_of
 
     calls = [
         make_call(),
@@ -207,12 +208,12 @@ def test_digests_differ_with_every_part_of_a_signature_and_are_the_same_in_every
         make_call(root=0),
         make_call(counts=(2, 2)),
     ]
-    digests = [signature_digest(call.signature) for call in calls]
+    digests = [digest_of(signature_of(call, 2)) for call in calls]
     assert len(set(digests)) == len(calls)
-    assert all(0 <= digest < 2**62 for digest in digests)
+    assert all(0 <= digest < 2**DIGEST_BITS for digest in digests)
     program = (
-        "import numpy as np; from minipar.comm.mpi import signature_digest as d\n"
-        "print(d(('all_reduce', 3, np.dtype('f4'), 'sum', None, None, (4,))))"
+        "import numpy as np; from minipar.comm.signatures import digest_of\n"
+        "print(digest_of(('all_reduce', False, np.dtype('f4'), 'sum', None, None, (4,), 1)))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert int(run.stdout) == digests[0], run.stderr

@@ -1,0 +1,91 @@
+"""Memory that all ranks of one host can read and write: lines of it, which each rank hands out to its groups.
+
+The memory is a file in the file system in memory, without a name as soon as all ranks have mapped it, so nothing is
+left behind by a job that is killed. A line is `WORDS` integers of 64 bits, two cache lines long: processors fetch
+those in pairs, and a line is written by its own rank only.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import tempfile
+from typing import Any, NamedTuple
+
+from minipar.errors import UsageError
+
+WORDS, WORD_BYTES = 16, 8
+LINES = 1024  # of each rank; MPI has room for fewer groups
+
+
+class Line(NamedTuple):
+    """A rank's line: the world rank that is first on its host, and the place of the first word; -1: none is left."""
+
+    host: int
+    place: int
+
+
+class SharedMemory:
+    """This rank's lines, in the memory of its host.
+
+    Args:
+        comm: the mpi4py communicator of all ranks; making the memory is collective.
+        alike: the mpi4py constant by which MPI finds the ranks that share memory.
+
+    Attributes:
+        words: the integers of all ranks of this host.
+
+    Raises:
+        UsageError: on every rank, if a host has no room for it.
+    """
+
+    def __init__(self, comm: Any, alike: int) -> None:
+        host = comm.Split_type(alike)
+        self._host: int = host.bcast(comm.Get_rank())
+        nbytes = host.Get_size() * LINES * WORDS * WORD_BYTES
+        first_of_host = host.Get_rank() == 0
+        name, wrong = host.bcast(_make_file(nbytes) if first_of_host else None)
+        for problem in comm.allgather(wrong):
+            if problem:
+                raise UsageError(problem)
+        with open(name, "r+b") as file:
+            self.words = memoryview(mmap.mmap(file.fileno(), nbytes)).cast("q")
+        host.Barrier()
+        if first_of_host:
+            os.unlink(name)
+        first = host.Get_rank() * LINES * WORDS
+        self._free = [first + line * WORDS for line in reversed(range(LINES))]
+        host.Free()
+
+    def take(self) -> Line:
+        """Return a line of zeros, this rank's until it is given back."""
+        if not self._free:
+            return Line(self._host, -1)
+        place = self._free.pop()
+        for word in range(place, place + WORDS):
+            self.words[word] = 0
+        return Line(self._host, place)
+
+    def give_back(self, line: Line) -> None:
+        """Let the line be taken again. No other rank may still read it."""
+        self._free.append(line.place)
+
+
+def _make_file(nbytes: int) -> tuple[str, str]:
+    """Make a file of zeros; return its name and what is wrong, one of them empty."""
+    name = ""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="minipar-memory-", dir=memory_directory())
+        with open(descriptor, "wb") as file:
+            file.write(bytes(nbytes))  # all of it: where there is no room, a hole would kill whoever fills it
+    except OSError as error:
+        if name:
+            os.unlink(name)
+        return "", f"no memory to share on {socket.gethostname()}: {error}; set TMPDIR"
+    return name, ""
+
+
+def memory_directory() -> str:
+    """Return a directory of the file system in memory where there is one: a full disk does not touch that."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()

@@ -1,0 +1,51 @@
+"""Faults of how ranks of an MPI job agree on what comes next."""
+
+from tests.mutations.fault import Fault
+
+SIGNATURES = "tests/comm/test_comm_signatures.py"
+ANY_ORDER = f"{SIGNATURES}::test_each_comparison_has_its_own_result_in_whatever_order_ranks_come"
+
+FAULTS: list[Fault] = [
+    Fault(
+        "comm: a signature is overwritten before all have read it",
+        "minipar/comm/signatures.py",
+        "any(words[other + SLOTS] < turn - SLOTS for",
+        "any(words[other + SLOTS] < turn - SLOTS - 1 for",
+        ANY_ORDER,
+    ),
+    Fault(
+        "comm: the signature of an earlier call is taken for that of this one",
+        "minipar/comm/signatures.py",
+        "if found & LAST_TURN != word & LAST_TURN:",
+        "if not found:",
+        ANY_ORDER,
+    ),
+    Fault(
+        "comm: only the last of the other ranks counts",
+        "minipar/comm/signatures.py",
+        "                equal = False\n",
+        "                equal = False\n            else:\n                equal = True\n",
+        ANY_ORDER,
+    ),
+    Fault(
+        "comm: a blocking call goes on whatever the other rank asks for",
+        "minipar/comm/signatures.py",
+        "while words[other + slot] != word:",
+        "while not words[other + slot]:",
+        f"{SIGNATURES}::test_a_rank_that_is_waited_for_is_looked_at_again_and_again",
+    ),
+    Fault(
+        "comm: a rank that waits leaves what it has begun alone",
+        "minipar/comm/progress.py",
+        "                    group.progress()\n",
+        "                    assert group\n",
+        f"{SIGNATURES}::test_what_is_queued_in_any_group_moves_on_while_a_rank_waits",
+    ),
+    Fault(
+        "comm: a new group reads what a freed one has left",
+        "minipar/comm/shared_memory.py",
+        "            self.words[word] = 0\n",
+        "            self.words[word] += 0\n",
+        f"{SIGNATURES}::test_a_line_is_clean_when_it_is_taken_again",
+    ),
+]
