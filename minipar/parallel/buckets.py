@@ -17,7 +17,7 @@ from minipar.errors import UsageError
 from minipar.kernels.common import work_dtype
 from minipar.nn import Parameter
 
-BUCKET_MB = 4.0  # the largest bucket unless told otherwise
+BUCKET_MB = 25.0  # the largest bucket unless told otherwise; as PyTorch's DDP
 
 
 class Bucket:
