@@ -51,7 +51,7 @@ HOSTILE = {
     "prints without end": ("def double(x):\n while True: print('x' * 500)", "printed more than 1 MiB"),
     "prints to the descriptor": ("def double(x):\n while True: os.write(1, b'x' * 500)", "printed more than 1 MiB"),
     "huge array": ("def double(x): return np.ones(2**31)", "more memory was asked for than the 2 GiB"),
-    "growing list": ("def double(x):\n a = []\n while True: a.append(np.empty(10**8))", "more memory"),
+    "growing list": ("def double(x): return 2 * x * len([np.empty(10**8) for _ in range(99)]) / 99", "more memory"),
     "recursion": ("def double(x): return double(x)", "calls itself without end"),
     "crash": ("def double(x): return ctypes.string_at(0)", "ended by SIGSEGV"),
     "fork bomb": ("def double(x):\n while True: os.fork()", "started processes without end"),

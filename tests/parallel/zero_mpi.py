@@ -6,6 +6,7 @@ import numpy as np
 
 from minipar import Tensor, nn, world
 from minipar.comm import Communicator
+from minipar.comm.mpi import MPICommunicator
 from minipar.models import Model
 from minipar.parallel.zero.gather import at_backward
 from minipar.parallel.zero.zero import Zero
@@ -14,21 +15,24 @@ from tests.parallel.zero_runs import loss_of, norms_of, serial, train, train_bra
 
 
 class Meeting(nn.Module):
-    """A linear layer after which the ranks meet, in forward and in backward, so that messages can arrive."""
+    """A linear layer before which the ranks meet, in forward and in backward, so that messages can arrive.
 
-    def __init__(self, comm: Communicator):
-        self.comm, self.fc = comm, nn.Linear(3, 3)
+    By MPI's own barrier: in a communicator's, a rank that waits goes on with what it has begun.
+    """
+
+    def __init__(self, mpi: Any):
+        self.mpi, self.fc = mpi, nn.Linear(3, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.comm.barrier()
-        return self.fc(at_backward(x, self.comm.barrier))
+        self.mpi.Barrier()
+        return self.fc(at_backward(x, self.mpi.Barrier))
 
 
 class Meetings(nn.Module):
     """Many of them; calls `note()` at the end of its forward and of its backward."""
 
-    def __init__(self, comm: Communicator):
-        self.steps, self.note = nn.ModuleList([Meeting(comm) for _ in range(10)]), lambda: None
+    def __init__(self, mpi: Any):
+        self.steps, self.note = nn.ModuleList([Meeting(mpi) for _ in range(10)]), lambda: None
 
     def forward(self, x: Tensor) -> Tensor:
         x = at_backward(x, lambda: self.note())
@@ -39,8 +43,8 @@ class Meetings(nn.Module):
 
 
 class Slow(Model):
-    def __init__(self, comm: Communicator):
-        self.layers = nn.ModuleList([Meetings(comm) for _ in range(3)])
+    def __init__(self, mpi: Any):
+        self.layers = nn.ModuleList([Meetings(mpi) for _ in range(3)])
         self.blocks = list(self.layers)
         self.loss = nn.CrossEntropyLoss(reduction="sum")
 
@@ -48,8 +52,8 @@ class Slow(Model):
 def the_next_gather_travels_while_a_unit_computes(comm: Communicator) -> None:
     """By the end of a unit's forward, and of its backward, the data of the next one's gather has been begun."""
     meet = comm.split(0)
-    assert comm.checks and meet is not None
-    model, begun = Slow(meet), []
+    assert comm.checks and isinstance(meet, MPICommunicator)
+    model, begun = Slow(meet.mpi), []
     zero = Zero(model, comm, 3).materialize(0, "float64")
 
     def note() -> None:
