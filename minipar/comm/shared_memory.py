@@ -48,6 +48,8 @@ class SharedMemory:
         name, wrong = host.bcast(_make_file(nbytes) if first_of_host else None)
         for problem in comm.allgather(wrong):
             if problem:
+                if first_of_host and name:  # the problem is another host's
+                    os.unlink(name)
                 raise UsageError(problem)
         with open(name, "r+b") as file:
             self.words = memoryview(mmap.mmap(file.fileno(), nbytes)).cast("q")

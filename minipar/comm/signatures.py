@@ -90,7 +90,7 @@ class Board(Signatures):
         self._words = memory.words
         self._line = lines[rank]
         self._mine = self._line.place
-        self._others = tuple(line.place for line in lines if line is not self._line)
+        self._others = tuple(line.place for other, line in enumerate(lines) if other != rank)
         self._turn = 0  # comparisons begun
         self._digests: dict[Signature, int] = {}  # in the upper bits of a word
 
@@ -199,13 +199,12 @@ def signatures_of(comm: Any, memory: SharedMemory) -> Signatures:
     """Return how the ranks of a group compare their signatures. Collective.
 
     Args:
-        comm: an mpi4py communicator of the group that nothing else uses.
+        comm: an mpi4py communicator of the group on which there are no other collectives.
         memory: that of this rank's host.
     """
     line = memory.take()
     lines: list[Line] = comm.allgather(line)
     if len({host for host, _ in lines}) == 1 and all(place >= 0 for _, place in lines):
-        lines[comm.Get_rank()] = line
         return Board(memory, lines, comm.Get_rank())
     if line.place >= 0:
         memory.give_back(line)
