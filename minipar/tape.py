@@ -134,6 +134,12 @@ class Leaf(Node):
         self._cast()
         super().receive(index, g, owned)
 
+    def place(self, dtype: Any) -> Array | None:
+        """Return the memory in which the first gradient of this dtype ends; None for any other."""
+        buffer = self.tensor.grad_buffer
+        first = self.grads is None and self.tensor.grad is None
+        return buffer if first and buffer is not None and buffer.dtype == dtype else None
+
     def _cast(self) -> None:
         """Bring what was received so far to the tensor's dtype."""
         if self.grads is not None and (g := self.grads[0]) is not None and g.dtype != self.dtypes[0]:
@@ -149,7 +155,8 @@ class Leaf(Node):
             if tensor.grad is not None:
                 tensor.grad += g
             elif tensor.grad_buffer is not None:
-                tensor.grad_buffer[...] = g
+                if g is not tensor.grad_buffer:
+                    tensor.grad_buffer[...] = g
                 tensor.grad = tensor.grad_buffer
             elif self.owned and not isinstance(g, np.generic):  # a 0-d result may have become a scalar
                 tensor.grad = g
@@ -158,6 +165,31 @@ class Leaf(Node):
             self.grads = None
         for hook in tuple(tensor.hooks):
             hook(tensor)
+
+
+class Placeable:
+    """A thunk whose gradient can be computed straight into memory, such as a weight's place in a bucket.
+
+    Attributes:
+        compute: returns the gradient, in the array it is given or, given None, in fresh memory.
+        dtype: of the gradient.
+    """
+
+    __slots__ = ("compute", "dtype")
+
+    def __init__(self, compute: Callable[[Array | None], Array], dtype: Any):
+        self.compute = compute
+        self.dtype = dtype
+
+    def __call__(self) -> Array:
+        return self.compute(None)
+
+
+def computed(thunk: Callable[[], Array], node: Node) -> Array:
+    """Return the gradient that a thunk computes for `node`, already in its place where both have one."""
+    if type(thunk) is Placeable and type(node) is Leaf:
+        return thunk.compute(node.place(thunk.dtype))
+    return thunk()
 
 
 Deferred = list[tuple[Leaf, Callable[[], Array]]]
@@ -229,7 +261,7 @@ class Backward:
                     edge[0].deferred += 1
                     deferred.append((edge[0], g))
                 else:
-                    self.push(edge, g(), owned=True)
+                    self.push(edge, computed(g, edge[0]), owned=True)
             result = g = None  # nor are gradients kept alive past their use
 
 
@@ -243,7 +275,7 @@ def run_deferred(deferred: Deferred) -> None:
         while deferred:
             leaf, thunk = deferred.pop(0)
             leaf.check()
-            leaf.receive(0, thunk(), owned=True)
+            leaf.receive(0, computed(thunk, leaf), owned=True)
             leaf.deferred -= 1
             if not leaf.deferred:
                 leaf.finish()

@@ -264,7 +264,8 @@ def primitive(
     `fn` gets plain arrays. Its vjp takes the gradient of the value and returns one gradient for each
     positional argument (a bare one if there is one argument): an array, None where there is none, or a
     *thunk* that computes it. A thunk runs only if its gradient is wanted, its result must be fresh memory,
-    and a weight's thunk may be put off (`run_deferred`). A value that is a tuple makes several outputs; the
+    and a weight's thunk may be put off (`run_deferred`); a `Placeable` thunk can put its result straight
+    into the place that the weight's gradient has (`grad_buffer`). A value that is a tuple makes several outputs; the
     vjp then gets a list with one gradient each, None for outputs that were not used.
 
     What the vjp captures lives until backward, so it captures what it needs and no more: a shape rather

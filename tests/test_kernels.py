@@ -226,7 +226,11 @@ def test_linear(dtype, lead):
     check("linear", x, w, b)
     check("linear", x, w, None)
     check("linear_backward_input", g, w)
-    check("linear_backward_weight", g, x)
+    dweight = check("linear_backward_weight", g, x)
+    for form in (cpu, plain):
+        out = np.full(w.shape, np.nan, dtype)
+        assert form.linear_backward_weight(g, x, out) is out
+        np.testing.assert_allclose(out, dweight, rtol=8 * np.finfo(dtype).eps)
     check("linear_backward_bias", g)
     y = g.copy()
     assert cpu.bias_add_(y, b) is y

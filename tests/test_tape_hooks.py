@@ -102,6 +102,32 @@ def test_hooks_fire_after_the_last_deferred_thunk_of_several_microbatches():
     np.testing.assert_allclose(fired[0], expected.grad, rtol=1e-12)
 
 
+@pytest.mark.parametrize("put_off", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_weights_first_gradient_is_computed_in_its_buffer(dtype, put_off, monkeypatch):
+    places, kernels = [], ops.linalg.kernels.of(np.zeros(1))
+    product = kernels.linear_backward_weight
+    monkeypatch.setattr(
+        kernels, "linear_backward_weight", lambda g, x, out: (places.append(out), product(g, x, out))[1]
+    )
+    w, x = weight(3, 3), leaf(2, 3)
+    serial = tensor(w, requires_grad=True)
+
+    def two_steps(model):
+        for _ in range(2):
+            deferred = []
+            ops.linear(ops.linear(x, model), model).sum().backward(deferred=deferred if put_off else None)
+            run_deferred(deferred)
+        return model.grad
+
+    w.grad_buffer = np.full((3, 3), np.nan, dtype)
+    assert two_steps(w) is w.grad_buffer
+    # Only the very first: the others are added to it. None where it would have to be rounded on its way.
+    assert [out is w.grad_buffer for out in places] == [dtype == "float64", False, False, False]
+    assert [out for out in places if out is not w.grad_buffer] == [None] * (3 + (dtype == "float32"))
+    np.testing.assert_allclose(w.grad, two_steps(serial), rtol=4 * np.finfo(dtype).eps)
+
+
 def test_hooks_can_reach_the_run_when_weights_are_deferred():
     w, events, deferred = weight(3, 3), [], []
     w.register_hook(lambda p: running_backward().at_end.append(lambda: events.append("end")))

@@ -39,6 +39,11 @@ def blocks(total: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, total))
 
 
+def scalar(value: float, dtype: np.dtype) -> Array:
+    """`value` as an array of no axes, for a call per block: NumPy needs 0.8 µs more for a Python number each time."""
+    return np.array(value, dtype)
+
+
 def blas(x: Array) -> Array:
     """`x` if each of its matrices (last two axes) can go to BLAS as it lies, else a contiguous copy.
 

@@ -34,9 +34,10 @@ def linear_backward_input(g: Array, weight: Array) -> Array:
     return dx.reshape(*g.shape[:-1], weight.shape[1]).astype(g.dtype, copy=False)
 
 
-def linear_backward_weight(g: Array, x: Array) -> Array:
+def linear_backward_weight(g: Array, x: Array, out: Array | None = None) -> Array:
     """See plain.linear_backward_weight."""
-    return (blas(rows(widen(g))).T @ blas(rows(widen(x)))).astype(g.dtype, copy=False)
+    a, b = blas(rows(widen(g))).T, blas(rows(widen(x)))
+    return (a @ b).astype(g.dtype, copy=False) if out is None else np.matmul(a, b, out=out)
 
 
 def linear_backward_bias(g: Array) -> Array:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from minipar.kernels.common import Array
-from minipar.kernels.cpu_blocks import block_length, blocks
+from minipar.kernels.cpu_blocks import block_length, blocks, scalar
 
 
 def sgd_step_(
@@ -32,21 +32,22 @@ def sgd_step_(
     flat_p, flat_g = p.reshape(-1), g.reshape(-1)
     flat_buf = buf.reshape(-1) if buf is not None and momentum else None
     size = block_length(p.dtype, 5)
+    decay, rate, keep, undamped = (scalar(x, p.dtype) for x in (weight_decay, lr, momentum, 1 - dampening))
     sums, temps = np.empty((2, min(size, p.size)), p.dtype)
     for span in blocks(p.size, size):
         w, step = flat_p[span], flat_g[span].astype(p.dtype, copy=False)
         total, temp = sums[: len(w)], temps[: len(w)]
         if weight_decay:
-            step = np.add(np.multiply(w, weight_decay, out=total), step, out=total)
+            step = np.add(np.multiply(w, decay, out=total), step, out=total)
         if flat_buf is not None:
             b = flat_buf[span]
             if first:
                 np.copyto(b, step)
             else:
-                b *= momentum
-                b += step if dampening == 0 else np.multiply(step, 1 - dampening, out=temp)
-            step = np.add(np.multiply(b, momentum, out=temp), step, out=total) if nesterov else b
-        w -= np.multiply(step, lr, out=temp)
+                b *= keep
+                b += step if dampening == 0 else np.multiply(step, undamped, out=temp)
+            step = np.add(np.multiply(b, keep, out=temp), step, out=total) if nesterov else b
+        w -= np.multiply(step, rate, out=temp)
 
 
 def adam_step_(
@@ -68,31 +69,33 @@ def adam_step_(
         adam_step_(dense_p, g, dense_m, dense_v, lr, beta1, beta2, eps, weight_decay, step, decoupled)
         p[...], m[...], v[...] = dense_p, dense_m, dense_v
         return
-    root_correction = math.sqrt(1 - beta2**step)
-    step_size = lr / (1 - beta1**step)
+    decay = scalar(1 - lr * weight_decay if decoupled else weight_decay, p.dtype)
+    first_rate, second_rate, second_decay = (scalar(x, p.dtype) for x in (1 - beta1, 1 - beta2, beta2))
+    root_correction, epsilon = scalar(math.sqrt(1 - beta2**step), p.dtype), scalar(eps, p.dtype)
+    step_size = scalar(lr / (1 - beta1**step), p.dtype)
     flat_p, flat_g, flat_m, flat_v = p.reshape(-1), g.reshape(-1), m.reshape(-1), v.reshape(-1)
-    size = block_length(p.dtype, 6)
+    size = block_length(p.dtype, 4)  # of the six, no more than four are in use at a time
     grads, temps = np.empty((2, min(size, p.size)), p.dtype)
     for span in blocks(p.size, size):
         w, first, second = flat_p[span], flat_m[span], flat_v[span]
         grad = flat_g[span].astype(p.dtype, copy=False)
         t, u = temps[: len(w)], grads[: len(w)]
         if weight_decay and decoupled:
-            w *= 1 - lr * weight_decay
+            w *= decay
         elif weight_decay:
-            np.multiply(w, weight_decay, out=u)
+            np.multiply(w, decay, out=u)
             u += grad
             grad = u
         np.subtract(grad, first, out=t)
-        t *= 1 - beta1
+        t *= first_rate
         first += t  # m + (1 - β₁)(g - m)
-        np.multiply(grad, 1 - beta2, out=t)
+        np.multiply(grad, second_rate, out=t)
         t *= grad
-        second *= beta2
+        second *= second_decay
         second += t
         np.sqrt(second, out=t)
         t /= root_correction
-        t += eps
+        t += epsilon
         np.multiply(first, step_size, out=u)
         u /= t
         w -= u

@@ -257,9 +257,13 @@ def linear_backward_input(g: Array, weight: Array) -> Array:
     return dx.reshape(*g.shape[:-1], weight.shape[1])
 
 
-def linear_backward_weight(g: Array, x: Array) -> Array:
+def linear_backward_weight(g: Array, x: Array, out: Array | None = None) -> Array:
     """See plain.linear_backward_weight."""
-    return matmul(rows(g).T, rows(x.astype(g.dtype, copy=False)))
+    dweight = matmul(rows(g).T, rows(x.astype(g.dtype, copy=False)))
+    if out is None:
+        return dweight
+    out[...] = dweight
+    return out
 
 
 def linear_backward_bias(g: Array) -> Array:

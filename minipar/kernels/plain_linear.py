@@ -23,9 +23,16 @@ def linear_backward_input(g: Array, weight: Array) -> Array:
     return (widen(g) @ widen(weight)).astype(g.dtype, copy=False)
 
 
-def linear_backward_weight(g: Array, x: Array) -> Array:
-    """dweight (out, in) = gᵀ x, summed over all leading axes of g (..., out) and x (..., in)."""
-    return (rows(widen(g)).T @ rows(widen(x))).astype(g.dtype, copy=False)
+def linear_backward_weight(g: Array, x: Array, out: Array | None = None) -> Array:
+    """dweight (out, in) = gᵀ x, summed over all leading axes of g (..., out) and x (..., in).
+
+    It is written into `out`, if that is given: an array of its shape and of g's dtype.
+    """
+    dweight = (rows(widen(g)).T @ rows(widen(x))).astype(g.dtype, copy=False)
+    if out is None:
+        return dweight
+    out[...] = dweight
+    return out
 
 
 def linear_backward_bias(g: Array) -> Array:

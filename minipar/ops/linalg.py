@@ -13,6 +13,7 @@ from minipar import kernels
 from minipar.backend import Array, array_module, is_gpu_array
 from minipar.kernels.common import widen
 from minipar.ops.elementwise import unbroadcast
+from minipar.tape import Placeable
 from minipar.tensor import primitive
 
 
@@ -76,7 +77,7 @@ def linear(x, weight, bias=None, *, unrounded=False):
         g = g.astype(x.dtype, copy=False) if unrounded else g
         return (
             lambda: k.linear_backward_input(g, weight.data),
-            lambda: k.linear_backward_weight(g, x),
+            Placeable(lambda out: k.linear_backward_weight(g, x, out), g.dtype),
             lambda: k.linear_backward_bias(g),
         )
 
