@@ -1,8 +1,8 @@
 """Floor 3: communicators on raw arrays. Nothing here knows a Tensor, but for the last file.
 
 Order of imports within the floor: ledger, clock, levels, guard, flight, member, interface, collectives; fabric, rounds,
-threads; blas, wire, lines, watchdog, shared_memory, monitor, signals, hooks, progress, signatures, mpi_work, mpi; slow,
-launch, launcher; traced; differentiable. Start with `interface.py` (what every communicator can do), then
+threads; blas, wire, lines, watchdog, shared_memory, monitor, signals, hooks, progress, signatures, symmetric, mpi_work,
+mpi; slow, launch, launcher; traced; differentiable. Start with `interface.py` (what every communicator can do), then
 `collectives.py` (how an all-reduce is made of sends and receives).
 """
 

@@ -43,7 +43,7 @@ class Clock:
         broadcast, reduce    min of the tree  ceil(lg N) (alpha + n beta)
                              and of     (ceil(lg N) + N-1) alpha + 2 (N-1)/N n beta
         gather, scatter, on n bytes a rank    ceil(lg N) alpha + (N-1) n beta
-        barrier, split, objects               ceil(lg N) alpha
+        barrier, split, symmetric, objects    ceil(lg N) alpha
         """
         if ranks == 1:
             return 0.0

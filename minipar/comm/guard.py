@@ -28,6 +28,7 @@ class Call:
         number: 1 for the group's first collective on this rank, and so on; 0 for point-to-point.
         shape, dtype: of the array passed, or None.
         agree: the part of the shape that must be equal on all ranks; None where lengths may differ.
+        symmetric: the number of the symmetric array that is passed; 0 for ordinary memory.
         op, root, counts, peer, tag: as passed, or None.
         step, phase: where the program said it was (`Communicator.mark`).
         since: `time.monotonic()` at the call.
@@ -35,7 +36,7 @@ class Call:
 
     __slots__ = (
         "agree", "background", "counts", "dtype", "group", "number", "op", "operation", "peer", "phase",
-        "root", "shape", "since", "step", "tag",
+        "root", "shape", "since", "step", "symmetric", "tag",
     )  # fmt: skip
 
     operation: str
@@ -45,6 +46,7 @@ class Call:
     shape: tuple[int, ...] | None
     dtype: Any
     agree: tuple[int, ...] | None
+    symmetric: int
     op: str | None
     root: int | None
     counts: tuple[int, ...] | None
@@ -65,6 +67,7 @@ class Call:
             self.root,
             self.counts,
             self.agree,
+            self.symmetric,
         )
 
     def __str__(self) -> str:
@@ -81,6 +84,8 @@ class Call:
             details.append(f"op={self.op}")
         if self.counts is not None:
             details.append(f"counts={list(self.counts)}")
+        if self.symmetric:
+            details.append(f"symmetric array {self.symmetric}")
         if details:
             text += f"({', '.join(details)})"
         if self.shape is not None:
@@ -92,7 +97,7 @@ class Call:
         return text
 
 
-SIGNATURE = ("operation", "sequence number", "dtype", "op", "root", "counts", "shape")
+SIGNATURE = ("operation", "sequence number", "dtype", "op", "root", "counts", "shape", "symmetric array")
 PLURAL = {"waits": "wait", "has": "have", "is": "are", "does": "do", "was": "were"}
 
 

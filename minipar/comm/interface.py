@@ -72,6 +72,16 @@ class Communicator(Member, ABC):
         call, x = self._reduction("all_reduce", x, op, background=True, in_place=True)
         return self._start(call, x, x)
 
+    def symmetric(self, n: int, dtype: Any) -> Array:
+        """Return zeros (n,) of the host, laid where `all_reduce_` and `all_reduce_async_` of all of it are quickest.
+
+        On ranks of MPI that share a host that is memory which all of them read (`symmetric.py`), elsewhere memory like
+        any other. Collective. To sum it, every rank passes what it has from the same call of this.
+        """
+        call = self._call("symmetric", None, (n,))
+        call.shape, call.dtype = (n,), np.dtype(dtype)
+        return self._symmetric(call, n)
+
     def reduce(self, x: Array, root: int = 0, op: str = "sum") -> Array | None:
         """Return the elementwise sum (max, min, prod) of every rank's `x` on `root`, None elsewhere."""
         call, x = self._reduction("reduce", x, op, root=self._check_rank("root", root))
@@ -344,6 +354,10 @@ class Communicator(Member, ABC):
 
     @abstractmethod
     def _split(self, call: Call, color: int | None, key: int, prefix: str) -> Communicator | None: ...
+
+    def _symmetric(self, call: Call, n: int) -> Array:
+        """Return zeros (n,) of the call's dtype: memory of its own, unless the engine can do better."""
+        return np.zeros(n, call.dtype)
 
     def _free(self) -> None:
         """Release what the engine holds for this group."""

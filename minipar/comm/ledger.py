@@ -12,7 +12,8 @@ about, as cost formulas use it:
     gather, send                     what this rank gives
     scatter, recv                    what this rank gets
     all_to_all                       the parts passed in, the rank's own one included
-    barrier, split, objects          calls only
+    barrier, split, symmetric,       calls only
+    objects
 
 `ring_elements` is the number of elements that one rank sends when the operation runs as a ring over N ranks
 (Patarasuk and Yuan 2009; for the others the average over ranks, exact for equal parts).

@@ -100,6 +100,7 @@ class Member:
             call.shape = x.shape
             call.dtype = x.dtype
         call.agree = agree
+        call.symmetric = 0
         call.op = op
         call.root = root
         call.counts = counts

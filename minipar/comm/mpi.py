@@ -9,8 +9,9 @@ earlier one.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +26,11 @@ from minipar.comm.interface import Communicator, Work
 from minipar.comm.member import HIGHEST_TAG
 from minipar.comm.mpi_work import MPICollective, MPIReceive, MPISend
 from minipar.comm.progress import Progress
-from minipar.comm.shared_memory import SharedMemory
+from minipar.comm.shared_memory import SharedMemory, has_memory_directory
 from minipar.comm.signatures import signatures_of
+from minipar.comm.symmetric import SymmetricArrays
 from minipar.comm.wire import (
+    Staged,
     as_buffer,
     cut,
     elements,
@@ -72,15 +75,20 @@ class MPICommunicator(Communicator):
         self.incoming: dict[tuple[int, int], deque[MPIReceive]] = {}
         self.signatures = signatures_of(self.side, process.memory)
         self.underway = process.progress
+        self._arrays = SymmetricArrays()
         self._process = process
         self._queue: deque[MPICollective] = deque()  # whose data is not started yet, in the order of issue
 
     # Collectives --------------------------------------------------------------------------------------
 
     def _collective(self, call: Call, x: Array, out: Array | None) -> None:
+        stages = self._stages(call, x, out)
         self._begin(call)
         try:
-            if type(x) is np.ndarray:
+            if stages is not None:
+                for start in stages:
+                    self.underway.wait(start())
+            elif type(x) is np.ndarray:
                 if call.operation == "all_reduce":  # the most frequent one, without a detour
                     self.mpi.Allreduce(IN_PLACE if x is out else x, out, reduction(call.op, call.dtype))
                 else:
@@ -95,18 +103,26 @@ class MPICommunicator(Communicator):
             self.journal.waiting = None
 
     def _start(self, call: Call, x: Array, out: Array) -> Work:
-        staged = stage(x, out, call.op)
-        name, arguments = self._arguments(call, staged.x, staged.out)
-        function = getattr(self.mpi, "I" + name.lower())
+        stages = self._stages(call, x, out)
+        staged = Staged(x, out, None)
+        if stages is None:
+            staged = stage(x, out, call.op)
+            name, arguments = self._arguments(call, staged.x, staged.out)
+            function = getattr(self.mpi, "I" + name.lower())
+            stages = [lambda: function(*arguments)]
 
         def finish() -> Array:
             unstage(staged)
             return out
 
-        work = MPICollective(self, call, lambda: function(*arguments), finish)
+        work = MPICollective(self, call, stages, finish)
         self._queue.append(work)
         self.progress()
         return work
+
+    def _stages(self, call: Call, x: Array, out: Array | None) -> list[Callable[[], Any]] | None:
+        """Return the stages of an all-reduce in symmetric memory; None for all else, which goes to MPI."""
+        return self._arrays.stages(call, x, out, self.mpi.Ibarrier) if self._arrays.known else None
 
     def _arguments(self, call: Call, x: Array, out: Array | None) -> tuple[str, tuple[Any, ...]]:
         """Return the name of MPI's blocking call and its arguments."""
@@ -137,8 +153,8 @@ class MPICommunicator(Communicator):
 
     def progress(self) -> None:
         """Start the data of every queued collective whose comparison has come back, in the order of issue."""
-        while self._queue and self._queue[0].compared():
-            self._queue.popleft().start()
+        while self._queue and self._queue[0].compared() and self._queue[0].started():
+            self._queue.popleft()
         self._note_queue()
 
     def start_queued(self, until: MPICollective | None = None) -> None:
@@ -149,14 +165,15 @@ class MPICommunicator(Communicator):
         """
         while self._queue and (until is None or until in self._queue):
             first = self._queue[0]
-            equal = self.underway.until(first.compared)
-            if self._queue and self._queue[0] is first:  # `until` has not started it by itself
+            if self.underway.until(first.compared):
+                self.underway.until(first.started)
+            else:
+                first.error = self.mismatch(first.call)
+            if self._queue and self._queue[0] is first:  # `until` has not gone on to the next by itself
                 self._queue.popleft()
                 self._note_queue()
-                if not equal:
-                    first.error = self.mismatch(first.call)
-                    raise first.error
-                first.start()
+            if first.error is not None:
+                raise first.error
 
     def _note_queue(self) -> None:
         if self._queue:
@@ -258,6 +275,18 @@ class MPICommunicator(Communicator):
             ) from None
         self.journal.wait_ends()
         return result
+
+    def _symmetric(self, call: Call, n: int) -> Array:
+        if not n or self.size == 1 or not self.signatures.one_host or not has_memory_directory():
+            return super()._symmetric(call, n)
+        self._begin(call)
+        array, wrong = self._arrays.make(self.mpi, n, call.dtype)
+        self.journal.wait_ends()
+        if array is None:
+            if self.rank == 0:
+                warnings.warn(f"{wrong}: sums of {n} {call.dtype} go through MPI now, which takes longer", stacklevel=3)
+            return super()._symmetric(call, n)
+        return array
 
     def _free(self) -> None:
         self.start_queued()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
@@ -28,22 +28,25 @@ if TYPE_CHECKING:
 
 
 class MPICollective(Work):
-    """A nonblocking collective: first its comparison comes back, then its data is started.
+    """A nonblocking collective: first its comparison comes back, then its data is started, in one stage or several.
+
+    Args:
+        stages: each starts something and returns its request; one begins when the one before is complete.
 
     Attributes:
         error: why the data is never started, once that is known.
     """
 
     def __init__(
-        self, comm: MPICommunicator, call: Call, start: Callable[[], Any], finish: Callable[[], Array]
+        self, comm: MPICommunicator, call: Call, stages: Sequence[Callable[[], Any]], finish: Callable[[], Array]
     ) -> None:
         self.call = call
         self.error: MismatchError | None = None
         self._comm = comm
-        self._start = start
+        self._stages = deque(stages)  # those still to be started
         self._finish = finish
         self._comparison = comm.signatures.begin(call) if comm.checks else None
-        self._data: Any = None  # the request, once the data is started
+        self._data: Any = None  # the request of the last stage that was started
         self._complete = False
         self._result: Array | None = None
 
@@ -51,9 +54,11 @@ class MPICollective(Work):
         """Return whether the data may be started; None while a rank has not asked for it."""
         return True if self._comparison is None else self._comparison.result()
 
-    def start(self) -> None:
-        """Start the data."""
-        self._data = self._start()
+    def started(self) -> bool | None:
+        """Start the stages that may be started; return True when the last one is, None before."""
+        while self._stages and (self._data is None or self._data.Test()):
+            self._data = self._stages.popleft()()
+        return None if self._stages else True
 
     def wait(self) -> Any:
         if not self._complete:
@@ -73,7 +78,7 @@ class MPICollective(Work):
         if self._complete:
             return True
         self._comm.progress()
-        if self._data is None:
+        if self._stages:
             return self.error is not None
         return bool(self._data.Test())
 

@@ -1,4 +1,4 @@
-"""Memory that all ranks of one host can read and write: lines of it, which each rank hands out to its groups.
+"""Memory that all ranks of one host can read and write, and lines of it, which each rank hands out to its groups.
 
 The memory is a file in the file system in memory, without a name as soon as all ranks have mapped it, so nothing is
 left behind by a job that is killed. A line is `WORDS` integers of 64 bits, two cache lines long: processors fetch
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 from minipar.errors import UsageError
 
+MEMORY_DIRECTORY = "/dev/shm"
+PIECE_BYTES = 2**20  # written to a file at a time
 WORDS, WORD_BYTES = 16, 8
 LINES = 1024  # of each rank; MPI has room for fewer groups
 
@@ -43,19 +45,12 @@ class SharedMemory:
     def __init__(self, comm: Any, alike: int) -> None:
         host = comm.Split_type(alike)
         self._host: int = host.bcast(comm.Get_rank())
-        nbytes = host.Get_size() * LINES * WORDS * WORD_BYTES
-        first_of_host = host.Get_rank() == 0
-        name, wrong = host.bcast(_make_file(nbytes) if first_of_host else None)
+        memory, wrong = map_together(host, host.Get_size() * LINES * WORDS * WORD_BYTES)
         for problem in comm.allgather(wrong):
             if problem:
-                if first_of_host and name:  # the problem is another host's
-                    os.unlink(name)
                 raise UsageError(problem)
-        with open(name, "r+b") as file:
-            self.words = memoryview(mmap.mmap(file.fileno(), nbytes)).cast("q")
-        host.Barrier()
-        if first_of_host:
-            os.unlink(name)
+        assert memory is not None  # or something would be wrong
+        self.words = memoryview(memory).cast("q")
         first = host.Get_rank() * LINES * WORDS
         self._free = [first + line * WORDS for line in reversed(range(LINES))]
         host.Free()
@@ -74,20 +69,47 @@ class SharedMemory:
         self._free.append(line.place)
 
 
+def map_together(comm: Any, nbytes: int) -> tuple[mmap.mmap | None, str]:
+    """Map the same new memory of zeros on every rank of a host. Collective.
+
+    Args:
+        comm: an mpi4py communicator of ranks that are all on one host.
+
+    Returns:
+        The memory and "", or None and what is wrong.
+    """
+    name, wrong = comm.bcast(_make_file(nbytes) if comm.Get_rank() == 0 else None)
+    if wrong:
+        return None, wrong
+    with open(name, "r+b") as file:
+        memory = mmap.mmap(file.fileno(), nbytes)
+    comm.Barrier()
+    if comm.Get_rank() == 0:
+        os.unlink(name)
+    return memory, ""
+
+
 def _make_file(nbytes: int) -> tuple[str, str]:
     """Make a file of zeros; return its name and what is wrong, one of them empty."""
-    name = ""
+    name, directory = "", memory_directory()
     try:
-        descriptor, name = tempfile.mkstemp(prefix="minipar-memory-", dir=memory_directory())
+        descriptor, name = tempfile.mkstemp(prefix="minipar-memory-", dir=directory)
         with open(descriptor, "wb") as file:
-            file.write(bytes(nbytes))  # all of it: where there is no room, a hole would kill whoever fills it
+            for start in range(0, nbytes, PIECE_BYTES):
+                # All of it: where there is no room, a hole would kill whoever fills it.
+                file.write(bytes(min(PIECE_BYTES, nbytes - start)))
     except OSError as error:
         if name:
             os.unlink(name)
-        return "", f"no memory to share on {socket.gethostname()}: {error}; set TMPDIR"
+        return "", f"no memory to share on {socket.gethostname()}: {error}; make room in {directory}"
     return name, ""
 
 
 def memory_directory() -> str:
     """Return a directory of the file system in memory where there is one: a full disk does not touch that."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    return MEMORY_DIRECTORY if has_memory_directory() else tempfile.gettempdir()
+
+
+def has_memory_directory() -> bool:
+    """Return whether there is a file system in memory, as on Linux, that this process may write to."""
+    return os.access(MEMORY_DIRECTORY, os.W_OK)

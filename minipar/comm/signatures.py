@@ -43,7 +43,8 @@ def digest_of(signature: Signature) -> int:
 def signature_of(call: Call, turn: int) -> Signature:
     """Return what must be equal on all ranks; the number of the call counts by what it is beside the turn."""
     return (
-        call.operation, call.background, call.dtype, call.op, call.root, call.counts, call.agree, call.number - turn,
+        call.operation, call.background, call.dtype, call.op, call.root, call.counts, call.agree, call.symmetric,
+        call.number - turn,
     )  # fmt: skip
 
 
@@ -56,7 +57,13 @@ class Comparison(ABC):
 
 
 class Signatures(ABC):
-    """The comparisons of a group, as one rank takes part in them: in the order of its calls."""
+    """The comparisons of a group, as one rank takes part in them: in the order of its calls.
+
+    Attributes:
+        one_host: whether all ranks of the group share memory.
+    """
+
+    one_host: bool
 
     @abstractmethod
     def begin(self, call: Call) -> Comparison:
@@ -85,6 +92,8 @@ class Board(Signatures):
         rank: this one's number among them.
     """
 
+    one_host = True
+
     def __init__(self, memory: SharedMemory, lines: Sequence[Line], rank: int) -> None:
         self._memory = memory
         self._words = memory.words
@@ -103,7 +112,7 @@ class Board(Signatures):
         # pays for it: after a large message each function and each name more is one more to be fetched from memory.
         turn = self._turn = self._turn + 1
         signature = (
-            call.operation, call.background, call.dtype, call.op, call.root, call.counts, call.agree,
+            call.operation, call.background, call.dtype, call.op, call.root, call.counts, call.agree, call.symmetric,
             call.number - turn,
         )  # fmt: skip
         digest = self._digests.get(signature) or self._digest(signature)
@@ -170,6 +179,8 @@ class Posted(Comparison):
 
 class Reduction(Signatures):
     """The comparisons of ranks that do not share memory, by messages over `comm`."""
+
+    one_host = False
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm

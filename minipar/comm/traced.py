@@ -93,6 +93,10 @@ class TracedCommunicator(Communicator):
         alone = part is None or part.size == 1  # nothing to see there
         return part if alone else TracedCommunicator(part, self.trace)
 
+    def _symmetric(self, call: Call, n: int) -> Array:
+        array: Array = self._blocking(call, 0, self.inner._symmetric, n)
+        return array
+
     def _free(self) -> None:
         self.inner._release()
 

@@ -1,7 +1,8 @@
 """Flat buckets: many small arrays as views of one long one, so that one message carries them all.
 
 A message costs α + βn seconds for n bytes. A GPT has a dozen small tensors per block, each would pay α; a
-bucket pays it once. `grad_buffer` makes backward write each gradient straight into its place.
+bucket pays it once. `grad_buffer` makes backward write each gradient straight into its place. Ranks of one host that
+will sum a bucket lay it where all of them can read it (`Communicator.symmetric`).
 
 Parameters of two-byte floats (a model in float16 throughout, without float32 master weights) are packed and
 summed in float32 and rounded once: a sum over ranks in float16 could overflow on its way though its end fits,
@@ -12,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from minipar.backend import Array, array_module
+from minipar.backend import Array, array_module, is_gpu_array
+from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.kernels.common import work_dtype
 from minipar.nn import Parameter
@@ -23,6 +25,9 @@ BUCKET_MB = 25.0  # the largest bucket unless told otherwise; as PyTorch's DDP
 class Bucket:
     """Some parameters of one dtype, and a flat array with room for one value per element of them.
 
+    Args:
+        comm: the ranks that will sum it; None where none do. Making one is collective.
+
     Attributes:
         flat: (n + len(params),): the elements in order, then one flag per parameter (see `mark_used`). In the
             parameters' dtype, in float32 for two-byte floats.
@@ -31,13 +36,17 @@ class Bucket:
             gradient that would be summed a second time is noticed.
     """
 
-    def __init__(self, params: Sequence[Parameter]):
+    def __init__(self, params: Sequence[Parameter], comm: Communicator | None = None):
         self.params = list(params)
         self.numel = sum(p.size for p in self.params)
         first = self.params[0].data
         dtype = work_dtype(first.dtype)
         self.rounded = dtype != first.dtype  # whether sums are rounded when they are handed out
-        self.flat: Array = array_module(first).zeros(self.numel + len(self.params), dtype=dtype)
+        length = self.numel + len(self.params)
+        if comm is None or is_gpu_array(first):
+            self.flat: Array = array_module(first).zeros(length, dtype)
+        else:
+            self.flat = comm.symmetric(length, dtype)
         self.views: list[Array] = []
         start = 0
         for p in self.params:
@@ -89,11 +98,11 @@ class Bucket:
         return self.flat[: self.numel]
 
 
-def make_buckets(params: Sequence[Parameter], megabytes: float) -> list[Bucket]:
+def make_buckets(params: Sequence[Parameter], megabytes: float, comm: Communicator | None = None) -> list[Bucket]:
     """Group parameters into buckets of at most `megabytes` MiB (a larger parameter is alone in one).
 
     The order is reversed: backward reaches the last layer first, so its bucket can be sent first. It depends
-    on the model alone and is the same on every rank.
+    on the model alone and is the same on every rank. For `comm` see `Bucket`.
     """
     limit = megabytes * 2**20
     groups: list[list[Parameter]] = []
@@ -105,4 +114,4 @@ def make_buckets(params: Sequence[Parameter], megabytes: float) -> list[Bucket]:
         else:
             groups.append([p])
             size = p.data.nbytes
-    return [Bucket(group) for group in groups]
+    return [Bucket(group, comm) for group in groups]

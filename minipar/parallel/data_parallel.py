@@ -73,7 +73,7 @@ class DataParallel:
         self.model, self.comm, self.aggregation = model, comm, aggregation
         self.overlap = aggregation == "all_reduce" if overlap is None else overlap
         self.params: list[Parameter] = [p for p in model.parameters() if p.requires_grad]
-        self.buckets = make_buckets(self.params, bucket_mb)
+        self.buckets = make_buckets(self.params, bucket_mb, comm if aggregation == "all_reduce" else None)
         self._bucket_of = {id(p): i for i, bucket in enumerate(self.buckets) for p in bucket.params}
         self._missing = [len(bucket.params) for bucket in self.buckets]
         self._sent: list[Work] = []

@@ -19,7 +19,7 @@ from minipar.comm.differentiable import Lent
 from minipar.nn import Module, Parameter
 from minipar.optim import Optimizer
 from minipar.parallel.zero.zero import Zero
-from minipar.tape import Deferred, Edge, Node
+from minipar.tape import Deferred, Edge, Node, Placeable
 from minipar.tensor import Handle, Tensor
 
 Root = Tensor | Edge | Deferred  # what keeps a graph alive
@@ -146,6 +146,8 @@ def saved_arrays(*roots: Root) -> Iterator[Array]:
         elif isinstance(x, FunctionType):
             stack += [cell.cell_contents for cell in x.__closure__ or () if _is_filled(cell)]
             stack += x.__defaults__ or ()
+        elif isinstance(x, Placeable):
+            stack.append(x.compute)
         elif isinstance(x, functools.partial):
             stack += [x.func, *x.args, *x.keywords.values()]
         elif isinstance(x, tuple | list | set):

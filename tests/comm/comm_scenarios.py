@@ -7,6 +7,7 @@ every rank, so the communicator works on afterwards. `test_comm_threads.py` runs
 
 import scenarios_collectives
 import scenarios_order
+import scenarios_symmetric
 from scenario_helpers import SCENARIOS
 
-__all__ = ["SCENARIOS", "scenarios_collectives", "scenarios_order"]
+__all__ = ["SCENARIOS", "scenarios_collectives", "scenarios_order", "scenarios_symmetric"]

@@ -39,7 +39,7 @@ def boards(size: int = 3) -> tuple[Memory, list[Board]]:
 def call(number: int, rows: int = 4) -> Call:
     made = Call()
     made.operation, made.background, made.number, made.dtype = "all_reduce", False, number, np.dtype("f4")
-    made.op, made.root, made.counts, made.agree = "sum", None, None, (rows,)
+    made.op, made.root, made.counts, made.agree, made.symmetric = "sum", None, None, (rows,), 0
     return made
 
 
@@ -114,5 +114,6 @@ def test_memory_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(shared_memory, "open", no_room, raising=False)
     name, wrong = shared_memory._make_file(100)
-    assert not name and wrong.startswith("no memory to share on ") and wrong.endswith("left on device; set TMPDIR")
+    assert not name and wrong.startswith("no memory to share on ")
+    assert wrong.endswith(f"No space left on device; make room in {tmp_path}")
     assert len(list(tmp_path.iterdir())) == 1, "the file without room is gone"

@@ -187,7 +187,8 @@ def make_call(**changes: object) -> Call:
     call = Call()
     values = dict(
         operation="all_reduce", background=False, group="world", number=3, shape=(4,), dtype=np.dtype("f4"),
-        agree=(4,), op="sum", root=None, counts=None, peer=None, tag=None, step=None, phase=None, since=0.0,
+        agree=(4,), symmetric=0, op="sum", root=None, counts=None, peer=None, tag=None, step=None, phase=None,
+        since=0.0,
     )  # fmt: skip
     for name, value in {**values, **changes}.items():
         setattr(call, name, value)
@@ -207,13 +208,14 @@ def test_digests_differ_with_every_part_of_a_signature_and_are_the_same_in_every
         make_call(op="max"),
         make_call(root=0),
         make_call(counts=(2, 2)),
+        make_call(symmetric=1),
     ]
     digests = [digest_of(signature_of(call, 2)) for call in calls]
     assert len(set(digests)) == len(calls)
     assert all(0 <= digest < 2**DIGEST_BITS for digest in digests)
     program = (
         "import numpy as np; from minipar.comm.signatures import digest_of\n"
-        "print(digest_of(('all_reduce', False, np.dtype('f4'), 'sum', None, None, (4,), 1)))"
+        "print(digest_of(('all_reduce', False, np.dtype('f4'), 'sum', None, None, (4,), 0, 1)))"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert int(run.stdout) == digests[0], run.stderr

@@ -5,7 +5,38 @@ from tests.mutations.fault import Fault
 SIGNATURES = "tests/comm/test_comm_signatures.py"
 ANY_ORDER = f"{SIGNATURES}::test_each_comparison_has_its_own_result_in_whatever_order_ranks_come"
 
+SYMMETRIC = "tests/comm/test_comm_symmetric.py"
+TOO_EARLY = f"{SYMMETRIC}::test_nothing_is_read_too_early_or_written_too_late"
+
 FAULTS: list[Fault] = [
+    Fault(
+        "comm: a symmetric array is summed before the other ranks have filled theirs",
+        "minipar/comm/symmetric.py",
+        "return [barrier, reduce, copy]",
+        "return [reduce, copy]",
+        TOO_EARLY,
+    ),
+    Fault(
+        "comm: a symmetric array is given back before the other ranks have copied their parts",
+        "minipar/comm/symmetric.py",
+        "            self._copy_other_parts()\n            return barrier()\n",
+        "            self._copy_other_parts()\n            return 0\n",
+        TOO_EARLY,
+    ),
+    Fault(
+        "comm: a sum of several ranks is begun over one that is still to be added",
+        "minipar/comm/symmetric.py",
+        "out=temporary)",
+        "out=mine[span])",
+        TOO_EARLY,
+    ),
+    Fault(
+        "comm: the stages of a collective do not wait for each other",
+        "minipar/comm/mpi_work.py",
+        "(self._data is None or self._data.Test())",
+        "(self._data is None or self._data)",
+        "tests/comm/test_comm_mpi.py -k 'symmetric_arrays_in_the_background and 2'",
+    ),
     Fault(
         "comm: a signature is overwritten before all have read it",
         "minipar/comm/signatures.py",

@@ -56,7 +56,11 @@ def test_at_the_start_one_broadcast_a_bucket(bucket_mb: float) -> None:
         comm, model = world(), build("mlp")
         parallel = DataParallel(model, comm, bucket_mb=bucket_mb)
         size = sum(p.size for p in model.parameters())
-        assert comm.ledger.as_dict() == {("broadcast", "world"): (len(parallel.buckets), size, size * 8)}
+        count = len(parallel.buckets)
+        assert comm.ledger.as_dict() == {
+            ("symmetric", "world"): (count, 0, 0),
+            ("broadcast", "world"): (count, size, size * 8),
+        }
 
     launch(program, 2)
 

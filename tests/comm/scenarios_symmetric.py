@@ -1,0 +1,131 @@
+"""Scenarios of symmetric memory: on every engine it is reduced like any other, at rest and in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from scenario_helpers import LENGTHS, part, parts, refused, same_everywhere, scenario
+
+from minipar.comm import Communicator
+
+UFUNCS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+def shared(comm: Communicator) -> bool:
+    """Whether the ranks read each other's arrays: on MPI, where they have a host in common."""
+    return comm.size > 1 and hasattr(comm, "signatures") and comm.signatures.one_host
+
+
+@contextmanager
+def unchecked(comm: Communicator) -> Iterator[None]:
+    """Without checks, where they can be left out."""
+    before = getattr(comm, "checks", None)
+    if before is not None:
+        comm.checks = False
+    yield
+    if before is not None:
+        comm.checks = before
+
+
+@scenario
+def symmetric_arrays_are_reduced_like_any_other(comm: Communicator) -> None:
+    for n in LENGTHS:
+        for dtype in (np.float16, np.float32, np.float64, np.int64, bool):
+            x = comm.symmetric(n, dtype)
+            assert type(x) is np.ndarray and x.shape == (n,) and x.dtype == dtype and not x.any()
+            for op in UFUNCS if n < 1000 else ("sum",):
+                inputs = [a % 3 if dtype is not bool else a for a in parts(comm, n, dtype)]
+                x[...] = inputs[comm.rank]
+                assert comm.all_reduce_(x, op) is x
+                assert np.array_equal(x, comm.all_reduce(inputs[comm.rank], op)), (n, dtype, op)
+                same_everywhere(comm, x)
+    x = comm.symmetric(3, np.float32)
+    x[...] = np.nan if comm.rank == comm.size - 1 else comm.rank
+    assert np.isnan(comm.all_reduce_(x, "max")).all()
+
+
+@scenario
+def symmetric_arrays_in_the_background(comm: Communicator) -> None:
+    arrays = [comm.symmetric(5000, np.float32) for _ in range(3)]
+
+    def reduce_all() -> None:
+        for turn in range(10):
+            works = []
+            for k, x in enumerate(arrays):
+                x[...] = comm.rank + turn + k
+                works += [comm.all_reduce_async_(x), comm.all_reduce_async(np.full(10, float(k)))]
+            if turn % 3 == 0:
+                assert comm.all_reduce(np.ones(3))[0] == comm.size
+            if turn % 3 == 1:
+                while not all([work.done() for work in works]):
+                    continue
+            results = [work.wait() for work in (works if comm.rank % 2 else reversed(works))]
+            assert {id(x) for x in arrays} <= {id(result) for result in results}
+            for k, x in enumerate(arrays):  # and the next turn writes over it while others still wait
+                assert (x == sum(rank + turn + k for rank in range(comm.size))).all()
+
+    reduce_all()
+    with unchecked(comm):
+        reduce_all()
+
+
+@scenario
+def a_symmetric_array_moves_on_while_a_rank_waits_for_a_message(comm: Communicator) -> None:
+    """Rank 0 receives what the others send only when they have the sum, which needs rank 0's part of it."""
+    for _ in range(2):
+        x = comm.symmetric(5000, np.float64)
+        x[...] = 1
+        work = comm.all_reduce_async_(x)
+        if comm.rank:
+            comm.send(work.wait()[:1], 0)
+        for source in range(1, comm.size) if comm.rank == 0 else ():
+            assert comm.recv(source)[0] == comm.size
+        assert (work.wait() == comm.size).all()
+
+
+@scenario
+def only_the_whole_of_a_symmetric_array_is_special(comm: Communicator) -> None:
+    x = comm.symmetric(2000, np.float64)
+    x[...] = part(comm.rank, 2000)
+    before, total = x.copy(), sum(parts(comm, 2000))
+    assert np.array_equal(comm.all_reduce(x), total) and np.array_equal(x, before)
+    assert np.array_equal(comm.all_reduce_(x[:1000]), total[:1000]) and np.array_equal(x[1000:], before[1000:])
+    assert np.array_equal(comm.broadcast_(x, comm.size - 1), comm.broadcast(x, 0))
+    if shared(comm):
+        known = comm._arrays.known
+        count = len(known)
+        assert known[id(x)][0]() is x
+        view = x[:10]
+        del x
+        assert len(known) == count - 1, "what the program forgets is forgotten"
+        view += 1  # its memory is there as long as a view of it
+
+
+@scenario
+def symmetric_arrays_are_not_mistaken_for_one_another(comm: Communicator) -> None:
+    first, second = comm.symmetric(10, np.float64), comm.symmetric(10, np.float64)
+    first[...] = second[...] = 1
+    mine = first if comm.rank == 0 else second
+    if not shared(comm):
+        assert (comm.all_reduce_(mine) == comm.size).all()
+        return
+    words = f"rank 0 called all_reduce #{comm._number + 1}(symmetric array", "they differ in symmetric array"
+    refused(comm, lambda: comm.all_reduce_(mine), *words)
+    refused(comm, lambda: comm.all_reduce_(first if comm.rank else np.ones(10)), "they differ in symmetric array")
+    refused(comm, lambda: comm.all_reduce_async_(mine).wait(), "they differ in symmetric array")
+    assert (first == 1).all() and (comm.all_reduce_(first) == comm.size).all()
+
+
+@scenario
+def a_group_has_symmetric_arrays_of_its_own(comm: Communicator) -> None:
+    pair = comm.split(comm.rank // 2, name="pair")
+    whole, half = comm.symmetric(100, np.float32), pair.symmetric(100, np.float32)
+    whole[...] = half[...] = 1
+    works = [comm.all_reduce_async_(whole), pair.all_reduce_async_(half)]
+    for work in works if comm.rank % 2 else reversed(works):
+        work.wait()
+    assert (whole == comm.size).all() and (half == pair.size).all()
+    assert (pair.all_reduce_(half) == pair.size**2).all()
+    assert (pair.all_reduce_(whole) == comm.size * pair.size).all(), "in another group it is like any other"

@@ -1,0 +1,92 @@
+"""Symmetric memory: right whoever is ahead, and told where a host has no room for it."""
+
+from __future__ import annotations
+
+import mmap
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("mpi4py.MPI")
+
+from mpi_helpers import mpirun
+
+from minipar.comm.symmetric import SymmetricArray, room
+
+
+class Barriers:
+    """The barriers of ranks that are played by one process: the n-th is complete when all have begun n of them."""
+
+    def __init__(self, ranks: int) -> None:
+        self.begun = [0] * ranks
+
+    def of(self, rank: int) -> Any:
+        def begin() -> int:
+            self.begun[rank] += 1
+            return self.begun[rank]
+
+        return begin
+
+    def complete(self, number: int) -> bool:
+        return min(self.begun) >= number
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_is_read_too_early_or_written_too_late(ranks: int, seed: int) -> None:
+    """Each rank goes on when it may, at random; when it is done it writes over its array at once."""
+    draw, n, dtype = random.Random(seed), 1000, np.dtype("f8")
+    memory = mmap.mmap(-1, ranks * room(n, dtype))
+    arrays = [SymmetricArray(memory, n, dtype, rank, ranks, 1) for rank in range(ranks)]
+    given = np.random.default_rng(seed).normal(size=(10, ranks, n))
+    barriers, turns, stages = Barriers(ranks), [0] * ranks, [[] for _ in range(ranks)]
+    waits_for = [0] * ranks  # the number of the barrier that a rank has begun last
+    for rank in range(ranks):
+        arrays[rank].mine()[...] = given[0, rank]
+        stages[rank] = arrays[rank].all_reduce("sum", barriers.of(rank))
+    while min(turns) < len(given):
+        rank = draw.randrange(ranks)
+        if turns[rank] == len(given) or not barriers.complete(waits_for[rank]):
+            continue
+        if stages[rank]:
+            waits_for[rank] = stages[rank].pop(0)()
+            continue
+        np.testing.assert_allclose(arrays[rank].mine(), given[turns[rank]].sum(0), rtol=1e-12)
+        turns[rank] += 1
+        if turns[rank] < len(given):
+            arrays[rank].mine()[...] = given[turns[rank], rank]
+            stages[rank] = arrays[rank].all_reduce("sum", barriers.of(rank))
+
+
+def test_every_rank_reduces_in_the_order_of_ranks() -> None:
+    """So that the sum is bitwise that of the other engine: here 1e8 + 1 - 1e8 + 1 in float32, which is 1."""
+    ranks, n, dtype = 4, 12, np.dtype("f4")
+    memory = mmap.mmap(-1, ranks * room(n, dtype))
+    arrays = [SymmetricArray(memory, n, dtype, rank, ranks, 1) for rank in range(ranks)]
+    for array, value in zip(arrays, (1e8, 1, -1e8, 1)):
+        array.mine()[...] = value
+    stages = [array.all_reduce("sum", lambda: None) for array in arrays]
+    for stage in zip(*stages):
+        for start in stage:
+            start()
+    assert all((array.mine() == 1).all() for array in arrays)
+
+
+def test_a_host_without_room_is_told_once_and_sums_all_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "full.py"
+    script.write_text(
+        "import minipar\n"
+        "comm = minipar.world()\n"
+        "from minipar.comm import symmetric\n"
+        "symmetric.map_together = lambda comm, nbytes: (None, f'no memory to share on here: {nbytes} B are too much')\n"
+        "x = comm.symmetric(1000, 'float32')\n"
+        "x += 1\n"
+        "assert comm.all_reduce_(x).sum() == 2000\n"
+    )
+    job = mpirun(2, script)
+    assert job.code == 0, job
+    told = "no memory to share on here: 8192 B are too much: sums of 1000 float32 go through MPI now"
+    assert job.err.count(told) == 1
