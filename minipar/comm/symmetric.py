@@ -76,12 +76,13 @@ class SymmetricArray:
         block = BLOCK_BYTES // mine.itemsize
         scratch = np.empty(min(block, part.stop - part.start), mine.dtype)
         first, *rest, last = self._arrays
-        for start in range(part.start, part.stop, block):
-            span = slice(start, min(start + block, part.stop))
-            total, temporary = first[span], scratch[: span.stop - span.start]
-            for other in rest:
-                total = function(total, other[span], out=temporary)
-            function(total, last[span], out=mine[span])  # only now, as it is among what is summed
+        with np.errstate(over="ignore", invalid="ignore"):  # as MPI: what overflowed is the caller's to notice
+            for start in range(part.start, part.stop, block):
+                span = slice(start, min(start + block, part.stop))
+                total, temporary = first[span], scratch[: span.stop - span.start]
+                for other in rest:
+                    total = function(total, other[span], out=temporary)
+                function(total, last[span], out=mine[span])  # only now, as it is among what is summed
 
     def _copy_other_parts(self) -> None:
         mine = self.mine()

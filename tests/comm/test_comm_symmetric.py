@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,22 @@ def test_every_rank_reduces_in_the_order_of_ranks() -> None:
         for start in stage:
             start()
     assert all((array.mine() == 1).all() for array in arrays)
+
+
+def test_what_overflows_is_not_told_by_a_warning() -> None:
+    """As little as MPI tells: loss scaling looks for it in the sums."""
+    dtype = np.dtype("f4")
+    memory = mmap.mmap(-1, 2 * room(3, dtype))
+    arrays = [SymmetricArray(memory, 3, dtype, rank, 2, 1) for rank in range(2)]
+    for array, values in zip(arrays, ([3e38, np.inf, 1], [3e38, -np.inf, 1])):
+        array.mine()[...] = values
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for stage in zip(*(array.all_reduce("sum", lambda: None) for array in arrays)):
+            for start in stage:
+                start()
+    for array in arrays:
+        np.testing.assert_array_equal(array.mine(), [np.inf, np.nan, 2])
 
 
 def test_a_host_without_room_is_told_once_and_sums_all_the_same(tmp_path: Path) -> None:
