@@ -123,7 +123,8 @@ def on_two_ranks(quick: bool) -> dict[str, dict[str, list[float]]]:
     checked = comm.split(0)
     comm = minipar.world(checks=False)
     free = comm.split(0)
-    assert checked is not None and free is not None
+    symmetric = comm.split(0)
+    assert checked is not None and free is not None and symmetric is not None
     raw = MPI.COMM_WORLD.Dup()
     found = {}
     for size, n in SIZES.items():
@@ -133,11 +134,11 @@ def on_two_ranks(quick: bool) -> dict[str, dict[str, list[float]]]:
             "off": lambda x=x: free.all_reduce_(x),
             "on": lambda x=x: checked.all_reduce_(x),
         }
-        shared = free.symmetric(n, np.float32)
+        shared = symmetric.symmetric(n, np.float32)
         fresh = {
             "raw, fresh": lambda x=x: raw.Allreduce(x, np.empty_like(x), MPI.SUM),
             "ring": lambda x=x: ring_all_reduce(free, x),
-            "symmetric": lambda x=shared: free.all_reduce_(x),
+            "symmetric": lambda x=shared: symmetric.all_reduce_(x),
         }
         found[size] = {
             **interleaved(in_place, raw.Barrier, 3 if quick else TURNS[size], REPEATS[size]),

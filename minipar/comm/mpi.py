@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +82,7 @@ class MPICommunicator(Communicator):
     # Collectives --------------------------------------------------------------------------------------
 
     def _collective(self, call: Call, x: Array, out: Array | None) -> None:
-        stages = self._stages(call, x, out)
+        stages = self._arrays.stages(call, x, out, self.mpi.Ibarrier) if self._arrays.known else None
         self._begin(call)
         try:
             if stages is not None:
@@ -103,7 +103,7 @@ class MPICommunicator(Communicator):
             self.journal.waiting = None
 
     def _start(self, call: Call, x: Array, out: Array) -> Work:
-        stages = self._stages(call, x, out)
+        stages = self._arrays.stages(call, x, out, self.mpi.Ibarrier)
         staged = Staged(x, out, None)
         if stages is None:
             staged = stage(x, out, call.op)
@@ -119,10 +119,6 @@ class MPICommunicator(Communicator):
         self._queue.append(work)
         self.progress()
         return work
-
-    def _stages(self, call: Call, x: Array, out: Array | None) -> list[Callable[[], Any]] | None:
-        """Return the stages of an all-reduce in symmetric memory; None for all else, which goes to MPI."""
-        return self._arrays.stages(call, x, out, self.mpi.Ibarrier) if self._arrays.known else None
 
     def _arguments(self, call: Call, x: Array, out: Array | None) -> tuple[str, tuple[Any, ...]]:
         """Return the name of MPI's blocking call and its arguments."""
