@@ -215,10 +215,11 @@ def test_ctrl_c_ends_ranks_in_this_process_and_leaves_it_usable(program: Any) ->
         return [thread.name for thread in threading.enumerate() if thread.name.startswith("minipar-rank")]
 
     at_work = threading.Event()
+    all_at_work = threading.Barrier(3, at_work.set)  # one who is not would be named without its step
 
     def body() -> None:
         world().mark(step=5, phase="forward")
-        at_work.set()
+        all_at_work.wait()
         if program is waits:
             world().barrier()
             if world().rank == 2:
