@@ -75,14 +75,14 @@ class MPICommunicator(Communicator):
         self.incoming: dict[tuple[int, int], deque[MPIReceive]] = {}
         self.signatures = signatures_of(self.side, process.memory)
         self.underway = process.progress
-        self._arrays = SymmetricArrays()
+        self._symmetric_arrays = SymmetricArrays()
         self._process = process
         self._queue: deque[MPICollective] = deque()  # whose data is not started yet, in the order of issue
 
     # Collectives --------------------------------------------------------------------------------------
 
     def _collective(self, call: Call, x: Array, out: Array | None) -> None:
-        stages = self._arrays.stages(call, x, out, self.mpi.Ibarrier) if self._arrays.known else None
+        stages = self._symmetric_arrays.stages(call, x, out, self.mpi.Ibarrier) if self._symmetric_arrays.known else None
         self._begin(call)
         try:
             if stages is not None:
@@ -103,7 +103,7 @@ class MPICommunicator(Communicator):
             self.journal.waiting = None
 
     def _start(self, call: Call, x: Array, out: Array) -> Work:
-        stages = self._arrays.stages(call, x, out, self.mpi.Ibarrier)
+        stages = self._symmetric_arrays.stages(call, x, out, self.mpi.Ibarrier)
         staged = Staged(x, out, None)
         if stages is None:
             staged = stage(x, out, call.op)
@@ -276,7 +276,7 @@ class MPICommunicator(Communicator):
         if not n or self.size == 1 or not self.signatures.one_host or not has_memory_directory():
             return super()._symmetric(call, n)
         self._begin(call)
-        array, wrong = self._arrays.make(self.mpi, n, call.dtype)
+        array, wrong = self._symmetric_arrays.make(self.mpi, n, call.dtype)
         self.journal.wait_ends()
         if array is None:
             if self.rank == 0:

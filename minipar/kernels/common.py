@@ -31,6 +31,14 @@ def widen(x: Array) -> Array:
     return x.astype(work_dtype(x.dtype), copy=False)
 
 
+def placed(x: Array, out: Array | None) -> Array:
+    """`x`, copied into `out` where that is given."""
+    if out is None:
+        return x
+    out[...] = x
+    return out
+
+
 def rows(x: Array) -> Array:
     """x (..., C) as (R, C): leading axes flattened, without a copy where the strides allow it."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

@@ -19,7 +19,7 @@ import numpy as np
 
 from minipar.backend import device_module
 from minipar.kernels import plain
-from minipar.kernels.common import Array, check_attention, rows, work_dtype
+from minipar.kernels.common import Array, check_attention, placed, rows, work_dtype
 from minipar.kernels.gpu_blas import matmul
 from minipar.kernels.gpu_conv import conv2d, conv2d_backward_input, conv2d_backward_weight
 from minipar.kernels.gpu_launch import C_NAMES, contiguous, copy, run, run_numbers, run_rows, sum_rows
@@ -259,11 +259,7 @@ def linear_backward_input(g: Array, weight: Array) -> Array:
 
 def linear_backward_weight(g: Array, x: Array, out: Array | None = None) -> Array:
     """See plain.linear_backward_weight."""
-    dweight = matmul(rows(g).T, rows(x.astype(g.dtype, copy=False)))
-    if out is None:
-        return dweight
-    out[...] = dweight
-    return out
+    return placed(matmul(rows(g).T, rows(x.astype(g.dtype, copy=False))), out)
 
 
 def linear_backward_bias(g: Array) -> Array:

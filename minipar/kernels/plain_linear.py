@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minipar.backend import array_module
-from minipar.kernels.common import Array, check_indices, rows, widen
+from minipar.kernels.common import Array, check_indices, placed, rows, widen
 
 
 def bias_add_(y: Array, bias: Array) -> Array:
@@ -28,11 +28,7 @@ def linear_backward_weight(g: Array, x: Array, out: Array | None = None) -> Arra
 
     It is written into `out`, if that is given: an array of its shape and of g's dtype.
     """
-    dweight = (rows(widen(g)).T @ rows(widen(x))).astype(g.dtype, copy=False)
-    if out is None:
-        return dweight
-    out[...] = dweight
-    return out
+    return placed((rows(widen(g)).T @ rows(widen(x))).astype(g.dtype, copy=False), out)
 
 
 def linear_backward_bias(g: Array) -> Array:

@@ -9,8 +9,7 @@ import numpy as np
 from scenario_helpers import LENGTHS, part, parts, refused, same_everywhere, scenario
 
 from minipar.comm import Communicator
-
-UFUNCS = {"sum": np.add, "prod": np.multiply, "max": np.maximum, "min": np.minimum}
+from minipar.comm.member import UFUNCS
 
 
 def shared(comm: Communicator) -> bool:
@@ -24,9 +23,11 @@ def unchecked(comm: Communicator) -> Iterator[None]:
     before = getattr(comm, "checks", None)
     if before is not None:
         comm.checks = False
-    yield
-    if before is not None:
-        comm.checks = before
+    try:
+        yield
+    finally:
+        if before is not None:
+            comm.checks = before
 
 
 @scenario
@@ -94,7 +95,7 @@ def only_the_whole_of_a_symmetric_array_is_special(comm: Communicator) -> None:
     assert np.array_equal(comm.all_reduce_(x[:1000]), total[:1000]) and np.array_equal(x[1000:], before[1000:])
     assert np.array_equal(comm.broadcast_(x, comm.size - 1), comm.broadcast(x, 0))
     if shared(comm):
-        known = comm._arrays.known
+        known = comm._symmetric_arrays.known
         count = len(known)
         assert known[id(x)][0]() is x
         view = x[:10]
