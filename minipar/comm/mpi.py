@@ -82,7 +82,8 @@ class MPICommunicator(Communicator):
     # Collectives --------------------------------------------------------------------------------------
 
     def _collective(self, call: Call, x: Array, out: Array | None) -> None:
-        stages = self._symmetric_arrays.stages(call, x, out, self.mpi.Ibarrier) if self._symmetric_arrays.known else None
+        arrays = self._symmetric_arrays
+        stages = arrays.stages(call, x, out, self.mpi.Ibarrier) if arrays.known else None
         self._begin(call)
         try:
             if stages is not None:

@@ -2,7 +2,7 @@
 
 Between two processes of one host MPI copies a large message through the kernel, at a third of the speed of memory.
 Ranks that read each other's arrays where they lie copy nothing on the way. Measured on two ranks: 25 to 50 MiB, as
-after a backward, take between as long and half as long, 16 MiB that both caches hold 1.2 times as long.
+after a backward, take between as long and half as long, 16 MiB that caches hold 0.6 to 1.2 times as long.
 
                  filled          1. each sums its part      2. each copies the others' parts
     rank 0    a0 | b0            a0 + a1 | b0               a0 + a1 | b0 + b1
