@@ -23,6 +23,7 @@ from scipy.optimize import nnls
 
 from minipar.backend import float_dtype, keep_freed_memory
 from minipar.comm.interface import Communicator
+from minipar.planner.collectives import SYMMETRIC
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, Machine, Measured, Rate, Table
 from minipar.planner.measure_ops import (
@@ -48,7 +49,7 @@ from minipar.planner.step_time import predict
 SIZES = (8, 4096, 65_536, 524_288, 4_194_304)  # bytes of the whole vector
 BUILDS, TURNS, TURN = 3, 4, 0.2  # of the jobs that take whole steps: how often made anew; seconds of a turn
 ROUNDS = 20  # of a collective
-OPERATIONS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
+OPERATIONS = ("all_reduce", SYMMETRIC, "reduce_scatter", "all_gather", "broadcast", "send")
 
 Points = list[tuple[float, float]]
 
@@ -72,10 +73,14 @@ def measure_collective(comm: Communicator, operation: str, sizes: Sequence[int] 
     points: Points = []
     for size in sizes:
         n = max(size // (8 * (comm.size if operation == "all_gather" else 1)), 1)
-        arrays = itertools.cycle([np.ones(n) for _ in range(min(10, max(2, SPREAD // size)))])
-        run: Callable[[Any], Any] = functools.partial(_ping_pong, comm)
-        if operation != "send":
+        make: Callable[[], Any] = functools.partial(np.ones, n)
+        if operation == "send":
+            run: Callable[[Any], Any] = functools.partial(_ping_pong, comm)
+        elif operation == SYMMETRIC:
+            make, run = functools.partial(comm.symmetric, n, np.float64), comm.all_reduce_
+        else:
             run = getattr(comm, operation)
+        arrays = itertools.cycle([make() for _ in range(min(10, max(2, SPREAD // size)))])
         count = 10 if size <= 65_536 else 4
         seconds = []
         for _ in range(ROUNDS):

@@ -51,6 +51,7 @@ class Cost(NamedTuple):
 
 
 NOTHING = Cost(0.0, 0.0)
+SYMMETRIC = "symmetric_all_reduce"  # as a machine's measurements call an all-reduce in symmetric memory
 
 
 def link_of(machine: Machine, group: Group) -> Link:
@@ -80,10 +81,16 @@ def collective(machine: Machine, operation: str, n_bytes: float, group: Group) -
     Measured times of this machine (`minipar calibrate`) are used where there are any. A group that spans nodes
     works in two levels: within the node, between nodes on the k-th part each (k ranks a node), within the node.
     Every rank has its own way out of the node, as GPU servers with a network card for each GPU have.
+
+    Args:
+        operation: `SYMMETRIC` is an all-reduce like any other where it was not measured.
     """
     if group.ranks == 1:
         return NOTHING
     cost = _measured(machine, operation, n_bytes, group)
+    operation = "all_reduce" if operation == SYMMETRIC else operation
+    if cost is None:
+        cost = _measured(machine, operation, n_bytes, group)
     if cost is None:
         cost = _split(_two_levels(machine, operation, n_bytes, group), link_of(machine, group).overlap)
     if machine.wire is not None:
@@ -100,7 +107,9 @@ def _measured(machine: Machine, operation: str, n_bytes: float, group: Group) ->
     if machine.measured is None or not _in_a_node(machine, group):
         return None
     found = machine.measured.collective(operation, n_bytes, group.ranks)
-    return None if found is None else _split(found, machine.node.overlap)
+    if found is None:
+        return None
+    return _split(found, 0.0 if operation == SYMMETRIC else machine.node.overlap)  # its ranks copy by themselves
 
 
 def _two_levels(machine: Machine, operation: str, n_bytes: float, group: Group) -> float:

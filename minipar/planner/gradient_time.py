@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from minipar.parallel.buckets import BUCKET_MB
-from minipar.planner.collectives import Cost, axis_groups, collective
+from minipar.planner.collectives import SYMMETRIC, Cost, axis_groups, collective
 from minipar.planner.layout import Layout, Precision
 from minipar.planner.machine import Machine
 from minipar.planner.op_time import Passes
@@ -75,7 +75,7 @@ def data_parallel(
     backward = [p.input + p.weight for p in parts]
     buckets = gradient_buckets(blocks, backward, precision)
     units = [float(b.parameters * precision.weights) for b in blocks if b.parameters]
-    operation = "all_reduce" if layout.zero == 0 else "reduce_scatter"
+    operation = SYMMETRIC if layout.zero == 0 else "reduce_scatter"  # as `Bucket` lays them
     if layout.zero:  # units of one block each, summed as soon as the block's backward is over
         ends = accumulate(reversed(backward))
         buckets = [

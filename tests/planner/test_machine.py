@@ -176,8 +176,7 @@ def test_a_machine_is_found_again_from_two_runs() -> None:
 def test_collectives_are_measured_alike_on_all_ranks() -> None:
     def work() -> tuple[list[list[tuple[float, float]]], float]:
         comm = world()
-        names = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send")
-        return [measure_collective(comm, name, (8, 1024)) for name in names], measure_overlap(comm)
+        return [measure_collective(comm, name, (8, 1024)) for name in calibration.OPERATIONS], measure_overlap(comm)
 
     first, second = launch(work, 2)
     assert first == second

@@ -9,7 +9,7 @@ import pytest
 from minipar.models import GPTConfig, MLPConfig
 from minipar.parallel.pipeline.formulas import FORMULAS
 from minipar.planner import step_time
-from minipar.planner.collectives import Group, axis_groups, collective, message, on_link
+from minipar.planner.collectives import SYMMETRIC, Group, axis_groups, collective, message, on_link
 from minipar.planner.gradient_time import hidden_behind
 from minipar.planner.layout import PRECISIONS, Layout
 from minipar.planner.machine import Link, Rate
@@ -59,6 +59,30 @@ def test_across_nodes_one_part_of_each_rank_goes_over_the_network() -> None:
 def test_axes_lie_as_the_mesh_numbers_its_ranks() -> None:
     groups = axis_groups(dp=2, pp=3, tp=4)
     assert groups == {"tp": Group(4, 1), "pp": Group(3, 4), "dp": Group(2, 12)}
+
+
+def test_an_all_reduce_in_symmetric_memory_is_as_measured_and_its_ranks_copy_by_themselves() -> None:
+    group, samples = Group(2, 1), MEASURED.measured.samples
+    times = replace(MEASURED.measured, samples={**samples, SYMMETRIC: {2: [(1.0, 1e-3), (100.0, 5e-3)]}})
+    machine = replace(MEASURED, measured=times, node=replace(MEASURED.node, overlap=0.25))
+    plain, found = (collective(machine, operation, 100.0, group) for operation in ("all_reduce", SYMMETRIC))
+    assert (plain.busy, plain.wire) == (pytest.approx(7.5e-3), pytest.approx(2.5e-3))
+    assert (found.busy, found.wire) == (pytest.approx(5e-3), 0.0)
+    behind = collective(machine.slowed(1.0, 0.0), SYMMETRIC, 100.0, group)
+    assert behind.total == pytest.approx(2.0)
+    for unmeasured in (MEASURED, PLAIN):  # it is an all-reduce like any other
+        assert collective(unmeasured, SYMMETRIC, 100.0, group) == collective(unmeasured, "all_reduce", 100.0, group)
+
+
+def test_data_parallel_sums_in_symmetric_memory_and_sharding_does_not() -> None:
+    samples = {**MEASURED.measured.samples, SYMMETRIC: {2: [(1.0, 1e3), (1e9, 1e3)]}}
+    machine = replace(MEASURED, measured=replace(MEASURED.measured, samples=samples))
+    shape = shape_of("mlp", MLPConfig())
+    before, after = (
+        [predict(shape, m, Layout(dp=2, zero=zero), 8).exposed for zero in (0, 1, 2, 3)] for m in (MEASURED, machine)
+    )
+    assert after[0] >= 1e3 > before[0]
+    assert after[1:] == before[1:]
 
 
 def test_an_imitated_network_comes_on_top_and_is_hidden_wholly() -> None:
