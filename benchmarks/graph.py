@@ -9,18 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from machine import median_seconds
 from peers import HOW, missing
 from table import Line
 
-NODES = (10_000, 100_000)
+SMALL, LARGE = 10_000, 100_000  # nodes
+ROUNDS = 9
 
 
 def ours(nodes: int) -> float:
-    """Return seconds an operation for a chain of small operations, forward and backward."""
+    """Return the seconds of a chain of small operations, forward and backward."""
     from minipar import Tensor
 
-    return chain(lambda: Tensor(np.ones(4, np.float32), requires_grad=True), nodes)
+    return chain(Tensor(np.ones(4, np.float32), requires_grad=True), nodes)
 
 
 def torchs(nodes: int) -> float:
@@ -28,7 +28,15 @@ def torchs(nodes: int) -> float:
     import torch
 
     torch.set_num_threads(1)
-    return chain(lambda: torch.ones(4, requires_grad=True), nodes)
+    return chain(torch.ones(4, requires_grad=True), nodes)
+
+
+def chain(y: Any, nodes: int) -> float:
+    start = time.perf_counter()
+    for _ in range(nodes - 1):
+        y = y * 1.0001
+    y.sum().backward()
+    return time.perf_counter() - start
 
 
 def hips(nodes: int) -> float:
@@ -41,56 +49,65 @@ def hips(nodes: int) -> float:
             y = y * 1.0001
         return y.sum()
 
-    return median_seconds(lambda: grad(f)(np.ones(4)), 3) / nodes
+    start = time.perf_counter()
+    grad(f)(np.ones(4))
+    return time.perf_counter() - start
 
 
-def chain(start: Callable[[], Any], nodes: int) -> float:
-    def run() -> None:
-        y = start()
-        for _ in range(nodes - 1):
-            y = y * 1.0001
-        y.sum().backward()
-
-    return median_seconds(run, 3 if nodes > 10_000 else 9) / nodes
-
-
-def backward_seconds(nodes: int) -> float:
-    """Return the time of backward alone, garbage collection held off as for any timing."""
+def backward(nodes: int) -> float:
+    """Return the seconds of backward alone, garbage collection held off as for any timing."""
     from minipar import Tensor
 
-    times = []
-    for _ in range(3):
-        y = Tensor(np.ones(4, np.float32), requires_grad=True)
-        for _ in range(nodes - 1):
-            y = y * 1.0001
-        y = y.sum()
-        gc.disable()
-        start = time.perf_counter()
-        y.backward()
-        times.append(time.perf_counter() - start)
-        gc.enable()
-    return statistics.median(times)
+    y = Tensor(np.ones(4, np.float32), requires_grad=True)
+    for _ in range(nodes - 1):
+        y = y * 1.0001
+    y = y.sum()
+    gc.disable()
+    start = time.perf_counter()
+    y.backward()
+    seconds = time.perf_counter() - start
+    gc.enable()
+    return seconds
+
+
+def medians(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Return the median of the seconds that each function returns; they take turns, and the first warms up.
+
+    The garbage collector leaves alone what there is after that turn: it would go through all of PyTorch's modules
+    again and again, in the time of whoever makes the most objects.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            taken = run()
+            if turn:
+                seconds[name].append(taken)
+        if not turn:
+            gc.collect()
+            gc.freeze()
+    gc.unfreeze()
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def measure(quick: bool) -> list[Line]:
     """Return the lines of the tape."""
-    nodes = 100 if quick else 10_000
-    peers: dict[str, Callable[[int], float]] = {"torch": torchs, "autograd": hips}
-    work, lines = "an operation on 4 numbers, forward and backward", []
-    for package, peer in peers.items():
-        mine, why = ours(nodes), missing(package)
+    small, large = (n // 100 if quick else n for n in (SMALL, LARGE))
+    rounds, times, lines = (1 if quick else ROUNDS), large // small, []
+    peers = {package: peer for package, peer in {"torch": torchs, "autograd": hips}.items() if missing(package) is None}
+    runs: dict[str, Callable[[], float]] = {"minipar": lambda: ours(small)}
+    runs |= {package: lambda peer=peer: peer(small) for package, peer in peers.items()}  # type: ignore[misc]
+    found = medians(runs, rounds)
+    mine, work = found["minipar"], "an operation on 4 numbers, forward and backward"
+    for package in ("torch", "autograd"):
+        µs, why = mine / small * 1e6, missing(package)
         if why is None:
-            theirs = peer(nodes)
-            lines.append(Line(work, mine * 1e6, "µs", theirs * 1e6, HOW[package], theirs / mine))
+            lines.append(Line(work, µs, "µs", found[package] / small * 1e6, HOW[package], found[package] / mine))
         else:
-            lines.append(Line(work, mine * 1e6, "µs", None, HOW[package], note=why))
-    small, large = (n // 100 if quick else n for n in NODES)
-    seconds = {n: backward_seconds(n) for n in (small, large)}
-    growth = seconds[large] / seconds[small] / (large / small)
-    lines.append(
-        Line(
-            f"backward of {large:,} nodes", seconds[large] * 1e3, "ms", seconds[small] * 1e3 * large / small,
-            f"{large // small} × {small:,} nodes", 1 / growth, 0.8, "linear: 1; the loop has no recursion",
-        )
-    )  # fmt: skip
+            lines.append(Line(work, µs, "µs", None, HOW[package], note=why))
+    runs = {"one": lambda: backward(large), "many": lambda: sum(backward(small) for _ in range(times))}
+    found = medians(runs, rounds)
+    one, many = found["one"], found["many"]
+    note = "linear: 1; the loop has no recursion"
+    peer = f"{times} × {small:,} nodes"
+    lines.append(Line(f"backward of {large:,} nodes", one * 1e3, "ms", many * 1e3, peer, many / one, 0.8, note))
     return lines

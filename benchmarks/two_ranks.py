@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from table import Line
+from steps import Size
+from table import Line, faster
 from turns import Program, Result, beside, take_turns
 
 SCALING = 1.9  # times one rank's speed, wanted of two
@@ -26,6 +27,7 @@ def measure(quick: bool) -> list[Line]:
                 Program("torch", "steps:torchs", size, ranks=2),
                 Program("minipar", "steps:ours", size),
                 Program("minipar", "steps:ours", {**size, "apart": True}, ranks=2),
+                Program("minipar", "steps:ours", {**size, "batch": 2 * Size().batch}, ranks=2),
             ],
             rounds,
         )
@@ -38,20 +40,31 @@ def measure(quick: bool) -> list[Line]:
     return lines
 
 
-def data_parallel(work: str, ours: Result, ddp: Result, alone: Result, apart: Result) -> list[Line]:
+def data_parallel(work: str, ours: Result, ddp: Result, alone: Result, apart: Result, double: Result) -> list[Line]:
     """Return the lines beside DDP, beside one rank, and beside what two ranks reach here without a message.
 
     Two cores of a machine share its memory and its power, virtual ones may share more: what two ranks that train
     side by side and never speak gain over one is the machine's limit. The share of it is what messages leave.
+
+    Beside one rank twice: with that rank's batch cut in two, so that a step should take half the time (strong
+    scaling), and with a batch as large on each (weak scaling), in which a step does twice the work. The optimizer's
+    step, which every rank takes on all parameters, weighs twice as much in the first.
     """
     memory = f"{ours.peak_mb:.0f} | {ddp.peak_mb:.0f} MiB a rank" if ddp.absent is None else f"{ours.peak_mb:.0f} MiB"
     bound = f"the same two ranks without a message: {alone.seconds / apart.seconds:.2f}, this machine's own limit"
     return [
         beside(work, ours, ddp, "PyTorch DDP", 1.0, memory),
         beside(work, ours, alone, "minipar, 1 rank", SCALING, bound),
+        weak_scaling(work, double, alone),
         # 1.9 of two whole cores is 95 % of what they can do; so is this, of the cores that there are.
         beside(f"{work}, messages", ours, apart, "the same ranks without a message", SCALING / 2),
     ]
+
+
+def weak_scaling(work: str, double: Result, alone: Result) -> Line:
+    """Return the line of a step with twice the batch beside two steps of one rank."""
+    work = f"{work}, as large a batch on each"
+    return faster(work, double.seconds, 2 * alone.seconds, "minipar, 1 rank, 2 steps", SCALING, "weak scaling")
 
 
 def exposed(work: str, ours: Result) -> list[Line]:

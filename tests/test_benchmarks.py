@@ -87,10 +87,24 @@ def test_exposed_communication_is_judged_by_its_transfer() -> None:
     judged, told = exposed("ZeRO", Result(0.1, [], 50.0, {"transfer": 0.1, "others": 0.2}))
     assert judged.ratio == pytest.approx(0.9) and judged.verdict == "ok" and "others" not in judged.note
     assert told.ratio == pytest.approx(0.7) and told.verdict == ""
-    results = [Result(seconds, [], 50.0, {}) for seconds in (0.8, 1.0, 1.2, 0.75)]  # ours, DDP, alone, apart
-    ddp, scaling, share = data_parallel("dp", *results)
+    results = [Result(seconds, [], 50.0, {}) for seconds in (0.8, 1.0, 1.2, 0.75, 1.25)]
+    ddp, scaling, weak, share = data_parallel("dp", *results)  # ours, DDP, alone, apart, with twice the batch
     assert ddp.ratio == pytest.approx(1.25) and scaling.ratio == pytest.approx(1.5) and scaling.verdict == "-21%"
+    assert weak.ratio == pytest.approx(2 * 1.2 / 1.25) and weak.verdict == "ok"
     assert "1.60" in scaling.note and share.ratio == pytest.approx(0.9375) and share.verdict == "-1%"
+
+
+def test_programs_of_one_process_take_turns_and_the_first_turn_does_not_count() -> None:
+    from graph import medians
+
+    said: list[str] = []
+
+    def run(name: str, seconds: list[float]) -> float:
+        said.append(name)
+        return seconds[len(said) // 2 % 4] if name == "a" else -1.0
+
+    assert medians({"a": lambda: run("a", [9.0, 1.0, 3.0, 2.0]), "b": lambda: run("b", [])}, 3) == {"a": 2.0, "b": -1.0}
+    assert said == ["a", "b"] * 4
 
 
 def test_the_limits_of_the_machine() -> None:
