@@ -92,17 +92,19 @@ def torchs(s: dict[str, int], precision: str, attention: str) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.from_numpy(tokens(s)).cuda()
     x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
-    scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
+    half = precision == "fp16"
+    scale = SCALE if half else 1.0
 
     def step() -> None:
         optimizer.zero_grad()
         backend = SDPBackend.FLASH_ATTENTION if attention == "flash" else SDPBackend.MATH
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(attention == "half")
-        with sdpa_kernel(backend), torch.autocast("cuda", torch.float16, enabled=precision == "fp16"):
+        with sdpa_kernel(backend), torch.autocast("cuda", torch.float16, enabled=half):
             loss = F.cross_entropy(model(x).view(-1, VOCAB), y.view(-1))
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
+        (loss * scale).backward()
+        if half:
+            torch._foreach_mul_([p.grad for p in model.parameters()], 1 / scale)
+        optimizer.step()
 
     return step
 
@@ -261,7 +263,7 @@ def main() -> None:
     about = machine.facts() | card()
     print(f"{about['date']}, {about['gpu']}, CUDA {about['cuda']}\n{show(lines)}")
     if not options.quick:
-        file = HERE / "results" / f"{about['date'][:10]}-gpu.json"
+        file = HERE / "results" / f"{machine.stamp(about)}-gpu.json"
         file.parent.mkdir(exist_ok=True)
         told = {"machine": about, "lines": {"gpu": [line.as_dict() for line in lines]}}
         file.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n")

@@ -55,13 +55,20 @@ def cores() -> int:
 
 
 def cpu_name() -> str:
-    """Return the processor's name where the system tells it."""
+    """Return the processor's name where the system tells it, with family and model: some hosts cut the name short."""
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    found = {key.strip(): value.strip() for key, value in reversed(list(pairs))}  # of the first core
+    numbers = [f"{word} {found[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in found]
+    return " ".join([found.get("model name", platform.machine()), *numbers])
+
+
+def stamp(about: dict[str, Any]) -> str:
+    """Return the date and hour of `facts` as a file's name has them: 2026-11-27-0436."""
+    day, hour, _ = about["date"].split()
+    return f"{day}-{hour.replace(':', '')}"
 
 
 def commit() -> str:

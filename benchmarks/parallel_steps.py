@@ -57,7 +57,7 @@ def ours(
             strategy.add_gradients(batch, targets, last=True)
             strategy.step(optimizer, targets)
 
-    def told() -> dict[str, Any]:
+    def told() -> dict[str, float]:
         if not trace:
             return {}
         recorded.on = False

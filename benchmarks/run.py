@@ -1,10 +1,10 @@
 """Runs the benchmarks, prints one table, and writes it as JSON with what the machine is.
 
-    python benchmarks/run.py                        # everything that can run here, about an hour on 2 cores
+    python benchmarks/run.py                        # everything that can run here: a quarter of an hour on 2 cores
     python benchmarks/run.py --only one_rank        # one group; may be given again
     python benchmarks/run.py --skip planner         # all but one: this one calibrates and runs 17 layouts
     python benchmarks/run.py --quick                # small sizes and few turns: does everything still run?
-    python benchmarks/run.py --markdown table.md    # the table for a README as well
+    python benchmarks/run.py --markdown table.md    # all tables as Markdown as well
 
 Every time is a median of runs that take turns with their peer's, one BLAS thread a rank. A ratio above 1 means
 faster than the peer. A peer that is not installed, and a group that cannot run here, are named with the reason.
@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def main() -> int:
     parser.add_argument("--skip", action="append", choices=GROUPS, default=[], help="leave this group out")
     parser.add_argument("--quick", action="store_true", help="small sizes, few turns")
     parser.add_argument("--out", type=Path, help=f"folder for JSON and picture (default: {RESULTS}; none with --quick)")
-    parser.add_argument("--markdown", type=Path, help="write the table there as Markdown, with date and machine")
+    parser.add_argument("--markdown", type=Path, help="write all tables there as Markdown, with date and machine")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that programs that take turns are ended, too
     os.environ.update(ONE_THREAD)
@@ -75,7 +76,7 @@ def main() -> int:
         about["load_after"] = list(os.getloadavg())
         print(f"\n{group} ({time.monotonic() - start:.0f} s)\n{show(tables[group])}", flush=True)
         if out is not None:
-            file = write(out, about, tables, options.only)
+            file = write(out, about, tables, groups if len(groups) < len(GROUPS) else ())
         if options.markdown is not None:
             options.markdown.write_text(report(about, tables))
     print(summary(tables))
@@ -126,9 +127,9 @@ def report(about: dict[str, Any], tables: Tables) -> str:
     return "\n".join([*parts, ""])
 
 
-def write(out: Path, about: dict[str, Any], tables: Tables, only: list[str] | None) -> Path:
-    """Write the results so far; return the file."""
-    name = about["date"][:10] + "".join(f"-{group}" for group in only or ())
+def write(out: Path, about: dict[str, Any], tables: Tables, named: Iterable[str]) -> Path:
+    """Write the results so far to a file that has the groups in its name that are `named`; return it."""
+    name = machine.stamp(about) + "".join(f"-{group}" for group in named)
     file = out / f"{name}.json"
     lines = {group: [line.as_dict() for line in table] for group, table in tables.items()}
     file.write_text(json.dumps({"machine": about, "lines": lines}, indent=1, ensure_ascii=False) + "\n")

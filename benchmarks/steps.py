@@ -58,7 +58,8 @@ def ours(apart: bool = False, **size: Any) -> Step:
     """minipar's step; with several ranks data parallel.
 
     Args:
-        apart: each rank trains a model of its own, without a message: what the machine itself allows.
+        apart: each rank trains a model of its own, in the same buckets and without a message: what the machine
+            itself allows.
     """
     import minipar
     from minipar import Tensor, optim
@@ -74,7 +75,8 @@ def ours(apart: bool = False, **size: Any) -> Step:
         "convnet": lambda: ConvNet(ConvNetConfig(3, 32, CLASSES, s.width, s.layers)),
     }[s.model]()
     model.materialize(seed=0)
-    run = DataParallel(model, comm) if comm.size > 1 and not apart else model
+    ranks = comm.split(comm.rank) if apart else comm
+    run = DataParallel(model, ranks) if comm.size > 1 else model
     optimizer = optim.AdamW(model.parameters(), lr=1e-3)
     x, y = data_of(s, comm.rank, comm.size)
     targets = y.size * comm.size

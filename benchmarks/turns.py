@@ -1,7 +1,7 @@
 """Lets programs take turns, so that their times see the same machine: medians of interleaved runs.
 
-    take_turns([Program("minipar", "gpt_steps:minipar_gpt", {"width": 256}),
-                Program("torch", "gpt_steps:torch_gpt", {"width": 256})])
+    take_turns([Program("minipar", "steps:ours", {"width": 256}),
+                Program("torch", "steps:torchs", {"width": 256})])
 
 A program is a function `module:name` of this directory that returns a `Step`. Each runs in processes of its own,
 so that peak memory is its own, too: one process, or ranks under minipar's mpirun or torch's launcher. Every process
@@ -40,13 +40,13 @@ class Step:
         run: one step.
         rank: this process's rank.
         barrier: waits for all ranks.
-        told: what the program says about itself in the end (on rank 0); every rank calls it.
+        told: figures that the program gives of its steps since it was asked last (on rank 0); every rank calls it.
     """
 
     run: Callable[[], Any]
     rank: int = 0
     barrier: Callable[[], Any] = lambda: None
-    told: Callable[[], dict[str, Any]] = dict
+    told: Callable[[], dict[str, float]] = dict
 
 
 @dataclass
@@ -92,14 +92,14 @@ class Result:
         seconds: the median of a step; nan where the program is absent.
         times: of every step that counts.
         peak_mb: the largest resident memory of rank 0, libraries included, in MiB.
-        told: what the program said about itself.
+        told: the figures that the program gave, each its median over turns.
         absent: why it did not run on this machine; None if it did.
     """
 
     seconds: float
     times: list[float]
     peak_mb: float
-    told: dict[str, Any]
+    told: dict[str, float]
     absent: str | None = None
 
 
@@ -140,7 +140,8 @@ def take_turns(programs: Sequence[Program], rounds: int = 8, steps: int = 3) -> 
 
 def _take_turns(programs: Sequence[Program], rounds: int, steps: int) -> list[Result]:
     times: list[list[float]] = [[] for _ in programs]
-    answers: list[dict[str, Any]] = [{} for _ in programs]
+    told: list[list[dict[str, float]]] = [[] for _ in programs]
+    peaks = [float("nan")] * len(programs)
     with tempfile.TemporaryDirectory() as folder:
         jobs: list[Job] = []
         try:
@@ -148,14 +149,20 @@ def _take_turns(programs: Sequence[Program], rounds: int, steps: int) -> list[Re
                 jobs.append(Job(program, Path(folder) / str(i)))
             for turn in range(rounds + 1):
                 for i, job in enumerate(jobs):
-                    answers[i] = job.turn(steps)
-                    times[i] += answers[i]["times"] if turn else []
+                    answer = job.turn(steps)
+                    peaks[i] = answer["peak_mb"]
+                    if turn:
+                        times[i] += answer["times"]
+                        told[i].append(answer["told"])
         finally:
             for job in jobs:
                 job.end()
-    return [
-        Result(statistics.median(t), t, answer["peak_mb"], answer["told"]) for t, answer in zip(times, answers)
-    ]
+    return [Result(statistics.median(t), t, peak, median_of(said)) for t, peak, said in zip(times, peaks, told)]
+
+
+def median_of(told: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the median of each figure."""
+    return {name: statistics.median(said[name] for said in told) for name in told[0]}
 
 
 class Job:

@@ -75,12 +75,18 @@ class Communicator(Member, ABC):
     def symmetric(self, n: int, dtype: Any) -> Array:
         """Return zeros (n,) of the host, laid where `all_reduce_` and `all_reduce_async_` of all of it are quickest.
 
-        On ranks of MPI that share a host that is memory which all of them read (`symmetric.py`), elsewhere memory like
-        any other. Collective. To sum it, every rank passes what it has from the same call of this.
+        Where ranks of MPI share a host and the array is not small, that is memory which all of them read
+        (`symmetric.py`), elsewhere memory like any other. Without checks the `_async` form takes it like any other,
+        too. Collective. To sum it, every rank passes what it has from the same call of this.
         """
         call = self._call("symmetric", None, (n,))
         call.shape, call.dtype = (n,), np.dtype(dtype)
         return self._symmetric(call, n)
+
+    @property
+    def has_symmetric_memory(self) -> bool:
+        """Whether `symmetric` gives the group's ranks memory that all of them read."""
+        return False
 
     def reduce(self, x: Array, root: int = 0, op: str = "sum") -> Array | None:
         """Return the elementwise sum (max, min, prod) of every rank's `x` on `root`, None elsewhere."""

@@ -18,6 +18,7 @@ import numpy as np
 from mpi4py import MPI
 
 from minipar.backend import Array, is_gpu_array
+from minipar.comm import symmetric
 from minipar.comm.blas import one_blas_thread_for_good
 from minipar.comm.flight import entries, parting
 from minipar.comm.guard import Call, Journal, mismatch
@@ -28,7 +29,6 @@ from minipar.comm.mpi_work import MPICollective, MPIReceive, MPISend
 from minipar.comm.progress import Progress
 from minipar.comm.shared_memory import SharedMemory, has_memory_directory
 from minipar.comm.signatures import signatures_of
-from minipar.comm.symmetric import SymmetricArrays
 from minipar.comm.wire import (
     Staged,
     as_buffer,
@@ -75,7 +75,7 @@ class MPICommunicator(Communicator):
         self.incoming: dict[tuple[int, int], deque[MPIReceive]] = {}
         self.signatures = signatures_of(self.side, process.memory)
         self.underway = process.progress
-        self._symmetric_arrays = SymmetricArrays()
+        self._symmetric_arrays = symmetric.SymmetricArrays()
         self._process = process
         self._queue: deque[MPICollective] = deque()  # whose data is not started yet, in the order of issue
 
@@ -104,7 +104,9 @@ class MPICommunicator(Communicator):
             self.journal.waiting = None
 
     def _start(self, call: Call, x: Array, out: Array) -> Work:
-        stages = self._symmetric_arrays.stages(call, x, out, self.mpi.Ibarrier)
+        # Its stages go on only while this rank is in Python. Without checks it may be in a blocking call of another
+        # group, inside of MPI, while others wait for it.
+        stages = self._symmetric_arrays.stages(call, x, out, self.mpi.Ibarrier) if self.checks else None
         staged = Staged(x, out, None)
         if stages is None:
             staged = stage(x, out, call.op)
@@ -273,10 +275,15 @@ class MPICommunicator(Communicator):
         self.journal.wait_ends()
         return result
 
+    @property
+    def has_symmetric_memory(self) -> bool:
+        return self.size > 1 and self.signatures.one_host and has_memory_directory()
+
     def _symmetric(self, call: Call, n: int) -> Array:
-        if not n or self.size == 1 or not self.signatures.one_host or not has_memory_directory():
-            return super()._symmetric(call, n)
         self._begin(call)
+        if not n or not self.has_symmetric_memory or n * call.dtype.itemsize < symmetric.SMALLEST:
+            self.journal.wait_ends()
+            return super()._symmetric(call, n)
         array, wrong = self._symmetric_arrays.make(self.mpi, n, call.dtype)
         self.journal.wait_ends()
         if array is None:
@@ -287,7 +294,7 @@ class MPICommunicator(Communicator):
 
     def _free(self) -> None:
         self.start_queued()
-        self.side.Barrier()  # nobody still reads another's signature
+        self.underway.wait(self.side.Ibarrier())  # nobody still reads another's signature
         self.signatures.free()
         self.side.Free()
         self.mpi.Free()

@@ -1,7 +1,7 @@
 """Memory that all ranks of one host can read and write, and lines of it, which each rank hands out to its groups.
 
-The memory is a file in the file system in memory, without a name as soon as all ranks have mapped it, so nothing is
-left behind by a job that is killed. A line is `WORDS` integers of 64 bits, two cache lines long: processors fetch
+The memory is a file in the file system in memory, without a name as soon as all ranks have mapped it: a job that is
+killed later leaves nothing behind. A line is `WORDS` integers of 64 bits, two cache lines long: processors fetch
 those in pairs, and a line is written by its own rank only.
 """
 
@@ -81,12 +81,17 @@ def map_together(comm: Any, nbytes: int) -> tuple[mmap.mmap | None, str]:
     name, wrong = comm.bcast(_make_file(nbytes) if comm.Get_rank() == 0 else None)
     if wrong:
         return None, wrong
-    with open(name, "r+b") as file:
-        memory = mmap.mmap(file.fileno(), nbytes)
-    comm.Barrier()
+    memory = None
+    try:
+        with open(name, "r+b") as file:
+            memory = mmap.mmap(file.fileno(), nbytes)
+    except (OSError, ValueError) as error:  # a limit of this process: what it may map, or how many files it may open
+        wrong = f"no memory to share on {socket.gethostname()}: {error}"
+    problems = comm.allgather(wrong)  # after which all have mapped it, or will not
     if comm.Get_rank() == 0:
         os.unlink(name)
-    return memory, ""
+    wrong = next(filter(None, problems), "")
+    return (None if wrong else memory), wrong
 
 
 def _make_file(nbytes: int) -> tuple[str, str]:

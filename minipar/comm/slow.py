@@ -116,6 +116,10 @@ class SlowCommunicator(Communicator):
         part = self._after(call, 0, self.inner._split, color, key, prefix)
         return part if part is None or part.size == 1 else SlowCommunicator(part, self.network)
 
+    @property
+    def has_symmetric_memory(self) -> bool:
+        return self.inner.has_symmetric_memory
+
     def _symmetric(self, call: Call, n: int) -> Array:
         array: Array = self._after(call, 0, self.inner._symmetric, n)
         return array

@@ -161,6 +161,10 @@ class ThreadCommunicator(Communicator):
     def _barrier(self, call: Call) -> None:
         self._exchange(call, None, 0, lambda given: given)
 
+    def _symmetric(self, call: Call, n: int) -> Array:
+        self._exchange(call, None, 0, lambda given: given)  # it is collective here, too
+        return super()._symmetric(call, n)
+
     def _broadcast_object(self, call: Call, obj: Any) -> Any:
         data = pickle.dumps(obj) if self.rank == call.root else None
         return pickle.loads(self._exchange(call, data, 0, lambda given: [given[call.root or 0]] * self.size))

@@ -21,6 +21,7 @@ from minipar.comm.ledger import vector_bytes
 from minipar.trace import COLLECTIVE, FLIGHT, WAIT, Trace
 
 EXCHANGES = 20  # of the ping-pong that compares two clocks; the quickest is believed
+HELP = 5e-5  # seconds from which a look at an operation (`done`) counts as work for it: this rank copied or added up
 
 
 class TracedCommunicator(Communicator):
@@ -28,7 +29,8 @@ class TracedCommunicator(Communicator):
 
     A blocking collective is one span of kind COLLECTIVE. Anything begun in the background leaves a FLIGHT from
     its beginning to where its end was noticed (by `wait` or `done`, so it may have ended earlier), and a WAIT
-    for the time that `wait` took. Of a receive there is the WAIT only: the sender knows when data is under way.
+    for the time that `wait` took, or `done` where that did a part of it. Of a receive there is the WAIT only: the
+    sender knows when data is under way.
     """
 
     def __init__(self, inner: Communicator, trace: Trace) -> None:
@@ -93,6 +95,10 @@ class TracedCommunicator(Communicator):
         alone = part is None or part.size == 1  # nothing to see there
         return part if alone else TracedCommunicator(part, self.trace)
 
+    @property
+    def has_symmetric_memory(self) -> bool:
+        return self.inner.has_symmetric_memory
+
     def _symmetric(self, call: Call, n: int) -> Array:
         array: Array = self._blocking(call, 0, self.inner._symmetric, n)
         return array
@@ -146,9 +152,14 @@ class TracedWork(Work):
         return result
 
     def done(self) -> bool:
+        trace = self._comm.trace
+        start = trace.now()
         done = self._work.done()
+        end = trace.now()
+        if end - start > HELP:
+            trace.add(WAIT, self._call.operation, start, end, **self._comm._facts(self._call, self._nbytes))
         if done:
-            self._land(self._comm.trace.now())
+            self._land(end)
         return done
 
     def _land(self, end: float) -> None:

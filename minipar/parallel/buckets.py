@@ -99,7 +99,7 @@ class Bucket:
 
 
 def make_buckets(params: Sequence[Parameter], megabytes: float, comm: Communicator | None = None) -> list[Bucket]:
-    """Group parameters into buckets of at most `megabytes` MiB (a larger parameter is alone in one).
+    """Group parameters into buckets of at most `megabytes` MiB of sums (a larger parameter is alone in one).
 
     The order is reversed: backward reaches the last layer first, so its bucket can be sent first. It depends
     on the model alone and is the same on every rank. For `comm` see `Bucket`.
@@ -108,10 +108,11 @@ def make_buckets(params: Sequence[Parameter], megabytes: float, comm: Communicat
     groups: list[list[Parameter]] = []
     size = 0
     for p in reversed(params):
-        if groups and groups[-1][0].dtype == p.dtype and size + p.data.nbytes <= limit:
+        nbytes = p.size * work_dtype(p.dtype).itemsize
+        if groups and groups[-1][0].dtype == p.dtype and size + nbytes <= limit:
             groups[-1].append(p)
-            size += p.data.nbytes
+            size += nbytes
         else:
             groups.append([p])
-            size = p.data.nbytes
+            size = nbytes
     return [Bucket(group, comm) for group in groups]

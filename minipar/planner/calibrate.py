@@ -196,8 +196,10 @@ def calibrate(
     counts = [n for n in (2, 4, 8, 16, 32, 64) if n < comm.size]
     for ranks in [*counts, comm.size] if comm.size > 1 else []:
         group = comm.split(0 if comm.rank < ranks else None)
+        absent = {"send"} if ranks > 2 else set()
+        absent |= set() if comm.has_symmetric_memory else {SYMMETRIC}
         for operation in OPERATIONS:
-            if operation == "send" and ranks > 2:
+            if operation in absent:
                 continue
             tell(f"{operation} on {ranks} ranks")
             points = measure_collective(group, operation) if group is not None else []

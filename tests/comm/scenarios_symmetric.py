@@ -8,13 +8,25 @@ from contextlib import contextmanager
 import numpy as np
 from scenario_helpers import LENGTHS, part, parts, refused, same_everywhere, scenario
 
-from minipar.comm import Communicator
+from minipar.backend import Array
+from minipar.comm import Communicator, symmetric
 from minipar.comm.member import UFUNCS
+
+
+def symmetric_array(comm: Communicator, n: int, dtype: object) -> Array:
+    """Return a symmetric array however small it is."""
+    before, symmetric.SMALLEST = symmetric.SMALLEST, 0
+    try:
+        return comm.symmetric(n, dtype)
+    finally:
+        symmetric.SMALLEST = before
 
 
 def shared(comm: Communicator) -> bool:
     """Whether the ranks read each other's arrays: on MPI, where they have a host in common."""
-    return comm.size > 1 and hasattr(comm, "signatures") and comm.signatures.one_host
+    together = comm.size > 1 and hasattr(comm, "signatures") and comm.signatures.one_host
+    assert comm.has_symmetric_memory == together
+    return together
 
 
 @contextmanager
@@ -34,7 +46,7 @@ def unchecked(comm: Communicator) -> Iterator[None]:
 def symmetric_arrays_are_reduced_like_any_other(comm: Communicator) -> None:
     for n in LENGTHS:
         for dtype in (np.float16, np.float32, np.float64, np.int64, bool):
-            x = comm.symmetric(n, dtype)
+            x = symmetric_array(comm, n, dtype)
             assert type(x) is np.ndarray and x.shape == (n,) and x.dtype == dtype and not x.any()
             for op in UFUNCS if n < 1000 else ("sum",):
                 inputs = [a % 3 if dtype is not bool else a for a in parts(comm, n, dtype)]
@@ -42,14 +54,14 @@ def symmetric_arrays_are_reduced_like_any_other(comm: Communicator) -> None:
                 assert comm.all_reduce_(x, op) is x
                 assert np.array_equal(x, comm.all_reduce(inputs[comm.rank], op)), (n, dtype, op)
                 same_everywhere(comm, x)
-    x = comm.symmetric(3, np.float32)
+    x = symmetric_array(comm, 3, np.float32)
     x[...] = np.nan if comm.rank == comm.size - 1 else comm.rank
     assert np.isnan(comm.all_reduce_(x, "max")).all()
 
 
 @scenario
 def symmetric_arrays_in_the_background(comm: Communicator) -> None:
-    arrays = [comm.symmetric(5000, np.float32) for _ in range(3)]
+    arrays = [symmetric_array(comm, 5000, np.float32) for _ in range(3)]
 
     def reduce_all() -> None:
         for turn in range(10):
@@ -76,7 +88,7 @@ def symmetric_arrays_in_the_background(comm: Communicator) -> None:
 def a_symmetric_array_moves_on_while_a_rank_waits_for_a_message(comm: Communicator) -> None:
     """Rank 0 receives what the others send only when they have the sum, which needs rank 0's part of it."""
     for _ in range(2):
-        x = comm.symmetric(5000, np.float64)
+        x = symmetric_array(comm, 5000, np.float64)
         x[...] = 1
         work = comm.all_reduce_async_(x)
         if comm.rank:
@@ -87,8 +99,50 @@ def a_symmetric_array_moves_on_while_a_rank_waits_for_a_message(comm: Communicat
 
 
 @scenario
+def a_rank_may_wait_in_another_group_while_a_symmetric_array_is_reduced(comm: Communicator) -> None:
+    other, x = comm.split(0), symmetric_array(comm, 5000, np.float64)
+
+    def in_either_order() -> None:
+        x[...] = 1
+        work = comm.all_reduce_async_(x)
+        if comm.rank:
+            work.wait()
+        assert other.all_reduce(np.ones(2))[0] == comm.size
+        assert (work.wait() == comm.size).all()
+
+    in_either_order()
+    with unchecked(comm), unchecked(other):
+        in_either_order()
+        assert (comm.all_reduce_(x) == comm.size**2).all()
+    work = comm.all_reduce_async_(x)  # freeing a group is collective like any other operation
+    if comm.rank:
+        work.wait()
+    other.free()
+    assert (work.wait() == comm.size**3).all()
+
+
+@scenario
+def small_arrays_are_like_any_other(comm: Communicator) -> None:
+    if shared(comm):
+        known = comm._symmetric_arrays.known
+        least = symmetric.SMALLEST // 8
+        small, large = comm.symmetric(least - 1, np.float64), comm.symmetric(least, np.float64)
+        assert id(small) not in known and id(large) in known
+        assert comm.all_reduce_(small).shape == (least - 1,)
+
+
+@scenario
+def symmetric_is_collective(comm: Communicator) -> None:
+    for n in (0, 10, 10**5) if comm.size > 1 else ():
+        mine = n if comm.rank == 0 else n + 1
+        refused(comm, lambda mine=mine: comm.symmetric(mine, np.float32), "they differ in shape")
+        call = comm.barrier if comm.rank else lambda n=n: comm.symmetric(n, np.float32)
+        refused(comm, call, "they differ in operation")
+
+
+@scenario
 def only_the_whole_of_a_symmetric_array_is_special(comm: Communicator) -> None:
-    x = comm.symmetric(2000, np.float64)
+    x = symmetric_array(comm, 2000, np.float64)
     x[...] = part(comm.rank, 2000)
     before, total = x.copy(), sum(parts(comm, 2000))
     assert np.array_equal(comm.all_reduce(x), total) and np.array_equal(x, before)
@@ -106,7 +160,7 @@ def only_the_whole_of_a_symmetric_array_is_special(comm: Communicator) -> None:
 
 @scenario
 def symmetric_arrays_are_not_mistaken_for_one_another(comm: Communicator) -> None:
-    first, second = comm.symmetric(10, np.float64), comm.symmetric(10, np.float64)
+    first, second = (symmetric_array(comm, 10, np.float64) for _ in range(2))
     first[...] = second[...] = 1
     mine = first if comm.rank == 0 else second
     if not shared(comm):
@@ -122,7 +176,7 @@ def symmetric_arrays_are_not_mistaken_for_one_another(comm: Communicator) -> Non
 @scenario
 def a_group_has_symmetric_arrays_of_its_own(comm: Communicator) -> None:
     pair = comm.split(comm.rank // 2, name="pair")
-    whole, half = comm.symmetric(100, np.float32), pair.symmetric(100, np.float32)
+    whole, half = (symmetric_array(group, 100, np.float32) for group in (comm, pair))
     whole[...] = half[...] = 1
     works = [comm.all_reduce_async_(whole), pair.all_reduce_async_(half)]
     for work in works if comm.rank % 2 else reversed(works):

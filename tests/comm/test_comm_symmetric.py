@@ -92,18 +92,30 @@ def test_what_overflows_is_not_told_by_a_warning() -> None:
         np.testing.assert_array_equal(array.mine(), [np.inf, np.nan, 2])
 
 
-def test_a_host_without_room_is_told_once_and_sums_all_the_same(tmp_path: Path) -> None:
-    script = tmp_path / "full.py"
-    script.write_text(
-        "import minipar\n"
-        "comm = minipar.world()\n"
-        "from minipar.comm import symmetric\n"
-        "symmetric.map_together = lambda comm, nbytes: (None, f'no memory to share on here: {nbytes} B are too much')\n"
-        "x = comm.symmetric(1000, 'float32')\n"
-        "x += 1\n"
-        "assert comm.all_reduce_(x).sum() == 2000\n"
-    )
+FULL = """
+from minipar.comm import symmetric
+symmetric.map_together = lambda comm, nbytes: (None, f"no memory to share on here: {nbytes} B are too much")
+"""
+LIMITED = """
+from minipar.comm import shared_memory
+class Limited:
+    def mmap(file, nbytes):
+        raise OSError(f"{nbytes} B are too much")
+if comm.rank == 1:
+    shared_memory.mmap = Limited
+"""
+SUM = """
+x = comm.symmetric(100_000, "float32")
+x += 1
+assert comm.all_reduce_(x).sum() == 200_000
+"""
+
+
+@pytest.mark.parametrize("why", [FULL, LIMITED], ids=["no room", "one rank's limit"])
+def test_a_host_without_room_is_told_once_and_sums_all_the_same(why: str, tmp_path: Path) -> None:
+    script, before = tmp_path / "full.py", set(Path("/dev/shm").glob("minipar-memory-*"))
+    script.write_text(f"import minipar\ncomm = minipar.world()\n{why}{SUM}")
     job = mpirun(2, script)
     assert job.code == 0, job
-    told = "no memory to share on here: 8192 B are too much: sums of 1000 float32 go through MPI now"
-    assert job.err.count(told) == 1
+    assert job.err.count("802816 B are too much: sums of 100000 float32 go through MPI now") == 1
+    assert set(Path("/dev/shm").glob("minipar-memory-*")) <= before

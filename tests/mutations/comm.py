@@ -6,6 +6,7 @@ SIGNATURES = "tests/comm/test_comm_signatures.py"
 ANY_ORDER = f"{SIGNATURES}::test_each_comparison_has_its_own_result_in_whatever_order_ranks_come"
 
 SYMMETRIC = "tests/comm/test_comm_symmetric.py"
+ANOTHER_GROUP = "tests/comm/test_comm_mpi.py -k 'a_rank_may_wait_in_another_group and 2'"
 TOO_EARLY = f"{SYMMETRIC}::test_nothing_is_read_too_early_or_written_too_late"
 
 FAULTS: list[Fault] = [
@@ -36,6 +37,34 @@ FAULTS: list[Fault] = [
         "(self._data is None or self._data.Test())",
         "(self._data is None or self._data)",
         "tests/comm/test_comm_mpi.py -k 'symmetric_arrays_in_the_background and 2'",
+    ),
+    Fault(
+        "comm: without checks a symmetric array goes on in stages, while a rank is inside of MPI for another group",
+        "minipar/comm/mpi.py",
+        "self.mpi.Ibarrier) if self.checks else None",
+        "self.mpi.Ibarrier) if call else None",
+        ANOTHER_GROUP,
+    ),
+    Fault(
+        "comm: a rank that frees a group leaves alone what it has begun in others",
+        "minipar/comm/mpi.py",
+        "self.underway.wait(self.side.Ibarrier())",
+        "self.side.Barrier()",
+        ANOTHER_GROUP,
+    ),
+    Fault(
+        "comm: on threads a rank makes symmetric memory without the others",
+        "minipar/comm/threads.py",
+        "        self._exchange(call, None, 0, lambda given: given)  # it is collective here, too\n",
+        "",
+        "tests/comm/test_comm_threads.py -k 'symmetric_is_collective and 2'",
+    ),
+    Fault(
+        "comm: a rank that cannot map memory to share leaves the others waiting",
+        "minipar/comm/shared_memory.py",
+        "wrong = f\"no memory to share on {socket.gethostname()}: {error}\"\n",
+        "raise\n",
+        f"{SYMMETRIC}::test_a_host_without_room_is_told_once_and_sums_all_the_same",
     ),
     Fault(
         "comm: a signature is overwritten before all have read it",

@@ -178,7 +178,7 @@ def test_models_that_differ_are_refused_before_anything_is_sent() -> None:
         DataParallel(nn.Linear(3, 2 + world().rank).materialize(0), world())
 
     with pytest.raises(
-        Exception, match=r"rank 0 called broadcast #2.*rank 1 called broadcast #2.*differ in shape"
+        Exception, match=r"rank 0 called symmetric #1.*rank 1 called symmetric #1.*differ in shape"
     ):
         launch(program, 2)
 
