@@ -198,6 +198,31 @@ def test_every_group_can_be_imported_and_the_gpu_s_says_what_it_lacks() -> None:
         assert (job.returncode, job.stdout) == (0, f"skipped: {why}\n"), job.stderr
 
 
+def test_a_step_on_a_gpu_is_judged_beside_math_attention_alone() -> None:
+    from gpu import compared, memory
+    from turns import Result
+
+    ours, math, flash = (Result(s, [], 50.0, {"queued": 0.03, "gib": g}) for s, g in ((0.1, 8), (0.12, 12), (0.05, 6)))
+    judged, told = compared("step", ours, {"math": math, "flash": flash}, 0.8, 1e13, 2e14)
+    assert (judged.ratio, judged.verdict) == (pytest.approx(1.2), "ok") and told.verdict == ""
+    assert judged.note == "50% of the 200 TFLOP/s that a product reaches here; queued in 30 ms"
+    (alone,) = compared("step", ours, {}, 0.8, 1e13, 2e14)
+    assert alone.verdict == "not measured" and "PyTorch with CUDA is not installed" in alone.note
+    assert memory("step", ours, math).ratio == 1.5 and memory("step", ours, None).ratio is None
+
+
+def test_a_program_on_a_gpu_tells_of_the_steps_since_it_was_asked_last() -> None:
+    from gpu_steps import program
+
+    said: list[str] = []
+    step = program(lambda: said.append("step"), lambda: said.append("wait"), lambda: 2**30, lambda: 3.0)
+    step.run()
+    first = step.told()
+    assert said == ["step", "wait"] and (first["gib"], first["waits"]) == (1.0, 3.0) and first["queued"] >= 0
+    step.run()
+    assert step.told().keys() == first.keys()
+
+
 def test_communication_is_measured_on_two_ranks() -> None:
     from communication import measure
 

@@ -9,6 +9,7 @@ import pytest
 
 from minipar import launch, world
 from minipar.comm import Clock
+from minipar.comm import traced as traced_communicator
 from minipar.comm.interface import Communicator
 from minipar.comm.traced import TracedCommunicator, clock_offset
 from minipar.trace import Span, Trace
@@ -108,7 +109,10 @@ def test_times_are_the_communicator_s() -> None:
     assert times[1] == [("collective", 10.0, 11.0), ("wait", 12.0, 14.0), ("flight", 11.0, 14.0)]
 
 
-def test_a_flight_ends_where_done_first_says_so() -> None:
+@pytest.mark.parametrize("help_", [float("inf"), -1.0], ids=["looks take no time", "looks help along"])
+def test_a_flight_ends_where_done_first_says_so(help_: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced_communicator, "HELP", help_)
+
     def program(comm: Communicator, trace: Trace) -> float:
         work = comm.all_reduce_async(np.zeros(1))
         while not work.done():
@@ -120,8 +124,10 @@ def test_a_flight_ends_where_done_first_says_so() -> None:
 
     for seen, spans in traced(program, 2):
         (flight,) = [s for s in spans if s.kind == "flight"]
-        (wait,) = [s for s in spans if s.kind == "wait"]
+        *looks, wait = [s for s in spans if s.kind == "wait"]
         assert flight.end <= seen <= wait.start
+        assert bool(looks) == (help_ < 0)
+        assert all(flight.start <= s.start <= s.end <= flight.end and s.facts == wait.facts for s in looks)
 
 
 def test_a_stopped_trace_lets_everything_through() -> None:

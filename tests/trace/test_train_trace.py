@@ -128,4 +128,7 @@ def test_under_mpi(tmp_path: Path) -> None:
     assert abs(starts[0] - starts[1]) < 1.0  # one machine has one clock
     for spans in trace.ranks:
         assert {s.kind for s in spans} == LAYOUTS["data parallel"][2]
-        assert sum(s.kind == "flight" for s in spans) == sum(s.kind == "wait" for s in spans) > 3  # several buckets
+        begun, waited = (
+            [(s.facts["group"], s.facts["number"]) for s in spans if s.kind == kind] for kind in ("flight", "wait")
+        )
+        assert len(begun) == len(set(begun)) > 3 and set(waited) == set(begun)  # several buckets
