@@ -248,6 +248,15 @@ def test_buckets_hold_every_parameter_once_in_reverse_order() -> None:
     assert len(make_buckets(params, ONE_EACH)) == len(params) and len(make_buckets(params, 100.0)) == 1
 
 
+def test_a_bucket_is_as_large_as_its_sums() -> None:
+    """Which are float32 where parameters are of two bytes."""
+    for dtype in ("float16", "float32"):
+        params = [p for _ in range(4) for p in nn.Linear(256, 256, bias=False).materialize(0, dtype).parameters()]
+        buckets = make_buckets(params, 0.5)
+        assert [len(bucket.params) for bucket in buckets] == [2, 2], dtype
+        assert all(bucket.views[0].nbytes == 2**18 for bucket in buckets)
+
+
 def test_buckets_do_not_mix_dtypes() -> None:
     layers = [nn.Linear(2, 2).materialize(0, dtype) for dtype in ("float32", "float64", "float32")]
     buckets = make_buckets([p for layer in layers for p in layer.parameters()], 1.0)
