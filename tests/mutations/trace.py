@@ -79,8 +79,15 @@ FAULTS: list[Fault] = [
     Fault(
         "trace: a flight ends only where it is waited for",
         "minipar/comm/traced.py",
-        "        if done:\n            self._land(self._comm.trace.now())\n",
+        "        if done:\n            self._land(end)\n",
         "",
+        f"{TRACED}::test_a_flight_ends_where_done_first_says_so",
+    ),
+    Fault(
+        "trace: what a look at an operation did for it counts as the rank's own work",
+        "minipar/comm/traced.py",
+        "if end - start > HELP:",
+        "if False:",
         f"{TRACED}::test_a_flight_ends_where_done_first_says_so",
     ),
     Fault(
