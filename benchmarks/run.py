@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints one table, and writes it as JSON with what the machine is.
 
-    python benchmarks/run.py                        # everything that can run here: a quarter of an hour on 2 cores
+    python benchmarks/run.py                        # everything that can run here: 20 minutes on 2 cores
     python benchmarks/run.py --only one_rank        # one group; may be given again
     python benchmarks/run.py --skip planner         # all but one: this one calibrates and runs 17 layouts
     python benchmarks/run.py --quick                # small sizes and few turns: does everything still run?

@@ -58,8 +58,7 @@ def ours(apart: bool = False, **size: Any) -> Step:
     """minipar's step; with several ranks data parallel.
 
     Args:
-        apart: each rank trains a model of its own, in the same buckets and without a message: what the machine
-            itself allows.
+        apart: each rank trains a model of its own, in the same buckets and without a message.
     """
     import minipar
     from minipar import Tensor, optim

@@ -29,6 +29,7 @@ from peers import missing
 from table import Line, faster
 
 HERE = Path(__file__).parent
+Answer = dict[str, Any]  # of a turn: "times" of its steps, "peak_mb" so far, and what the program "told"
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -125,23 +126,31 @@ def memory_beside(work: str, ours: Result, peer: Result, name: str, wanted: floa
     return Line(work, ours.peak_mb, "MiB", None, name, None, wanted, peer.absent)
 
 
-def take_turns(programs: Sequence[Program], rounds: int = 8, steps: int = 3) -> list[Result]:
+def take_turns(programs: Sequence[Program], rounds: int = 8, steps: int = 3, launches: int = 1) -> list[Result]:
     """Run the programs in turn, `steps` steps each time; the first round warms up and does not count.
 
     A program whose peer is not installed is left out: its result says why.
+
+    Args:
+        launches: how often all of them are started anew: where a process's memory lies changes its speed by some
+            percent. There are `rounds` after each.
 
     Raises:
         RuntimeError: a program ended early.
     """
     reasons = [program.missing for program in programs]
-    here = iter(_take_turns([p for p, why in zip(programs, reasons) if why is None], rounds, steps))
-    return [next(here) if why is None else absent(why) for why in reasons]
+    present = [program for program, why in zip(programs, reasons) if why is None]
+    found: list[list[Answer]] = [[] for _ in present]
+    for _ in range(launches):
+        for mine, answers in zip(found, _launched(present, rounds, steps)):
+            mine += answers
+    results = (result_of(answers) for answers in found)
+    return [next(results) if why is None else absent(why) for why in reasons]
 
 
-def _take_turns(programs: Sequence[Program], rounds: int, steps: int) -> list[Result]:
-    times: list[list[float]] = [[] for _ in programs]
-    told: list[list[dict[str, float]]] = [[] for _ in programs]
-    peaks = [float("nan")] * len(programs)
+def _launched(programs: Sequence[Program], rounds: int, steps: int) -> list[list[Answer]]:
+    """Start the programs, and return what each answered in the rounds that count."""
+    answers: list[list[Answer]] = [[] for _ in programs]
     with tempfile.TemporaryDirectory() as folder:
         jobs: list[Job] = []
         try:
@@ -150,19 +159,19 @@ def _take_turns(programs: Sequence[Program], rounds: int, steps: int) -> list[Re
             for turn in range(rounds + 1):
                 for i, job in enumerate(jobs):
                     answer = job.turn(steps)
-                    peaks[i] = answer["peak_mb"]
                     if turn:
-                        times[i] += answer["times"]
-                        told[i].append(answer["told"])
+                        answers[i].append(answer)
         finally:
             for job in jobs:
                 job.end()
-    return [Result(statistics.median(t), t, peak, median_of(said)) for t, peak, said in zip(times, peaks, told)]
+    return answers
 
 
-def median_of(told: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the median of each figure."""
-    return {name: statistics.median(said[name] for said in told) for name in told[0]}
+def result_of(answers: Sequence[Answer]) -> Result:
+    """Return medians over all turns, and the highest peak."""
+    times = [seconds for answer in answers for seconds in answer["times"]]
+    told = {name: statistics.median(answer["told"][name] for answer in answers) for name in answers[0]["told"]}
+    return Result(statistics.median(times), times, max(answer["peak_mb"] for answer in answers), told)
 
 
 class Job:
@@ -194,7 +203,7 @@ class Job:
                 connected[int(self._read(words))] = words
             self._ranks = [connected[rank] for rank in range(program.ranks)]
 
-    def turn(self, steps: int) -> dict[str, Any]:
+    def turn(self, steps: int) -> Answer:
         """Let every rank take `steps` steps and return what rank 0 answers."""
         for words in self._ranks:
             print(steps, file=words, flush=True)

@@ -66,11 +66,18 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(turns, "missing", lambda package: f"{package} is not there")
     started: list[str] = []
-    monkeypatch.setattr(
-        turns, "_take_turns", lambda programs, rounds, steps: [started.append(p.engine) or "ours" for p in programs]
-    )
-    ours, peer = turns.take_turns([turns.Program("minipar", "a:b"), turns.Program("torch", "a:b", ranks=2)])
-    assert ours == "ours" and peer.absent == "torch is not there" and started == ["minipar"]
+
+    def launched(programs: Any, rounds: int, steps: int) -> Any:
+        started.extend(program.engine for program in programs)
+        n = len(started)  # how often it was launched
+        return [[{"times": [1.0 * n, 9.0], "peak_mb": 50.0 - n, "told": {"share": 0.1 * n}}]]
+
+    monkeypatch.setattr(turns, "_launched", launched)
+    programs = [turns.Program("minipar", "a:b"), turns.Program("torch", "a:b", ranks=2)]
+    ours, peer = turns.take_turns(programs, launches=3)
+    assert peer.absent == "torch is not there" and started == ["minipar"] * 3
+    assert ours.times == [1.0, 9.0, 2.0, 9.0, 3.0, 9.0] and ours.seconds == 6.0
+    assert ours.peak_mb == 49.0 and ours.told == {"share": pytest.approx(0.2)}
 
 
 def test_no_package_is_imported_to_find_out_whether_it_is_there() -> None:
