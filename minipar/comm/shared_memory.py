@@ -85,7 +85,7 @@ def map_together(comm: Any, nbytes: int) -> tuple[mmap.mmap | None, str]:
     try:
         with open(name, "r+b") as file:
             memory = mmap.mmap(file.fileno(), nbytes)
-    except (OSError, ValueError) as error:  # a limit of this process: what it may map, or how many files it may open
+    except OSError as error:  # a limit of this process: what it may map, or how many files it may open
         wrong = f"no memory to share on {socket.gethostname()}: {error}"
     problems = comm.allgather(wrong)  # after which all have mapped it, or will not
     if comm.Get_rank() == 0:

@@ -162,7 +162,7 @@ class ThreadCommunicator(Communicator):
         self._exchange(call, None, 0, lambda given: given)
 
     def _symmetric(self, call: Call, n: int) -> Array:
-        self._exchange(call, None, 0, lambda given: given)  # it is collective here, too
+        self._barrier(call)  # it is collective here, too
         return super()._symmetric(call, n)
 
     def _broadcast_object(self, call: Call, obj: Any) -> Any:

@@ -29,8 +29,8 @@ class TracedCommunicator(Communicator):
 
     A blocking collective is one span of kind COLLECTIVE. Anything begun in the background leaves a FLIGHT from
     its beginning to where its end was noticed (by `wait` or `done`, so it may have ended earlier), and a WAIT
-    for the time that `wait` took, or `done` where that did a part of it. Of a receive there is the WAIT only: the
-    sender knows when data is under way.
+    for the time that `wait` took, and one for each `done` that did a part of it. Of a receive there is one WAIT only,
+    by `wait`: the sender knows when data is under way.
     """
 
     def __init__(self, inner: Communicator, trace: Trace) -> None:
@@ -156,7 +156,7 @@ class TracedWork(Work):
         start = trace.now()
         done = self._work.done()
         end = trace.now()
-        if end - start > HELP:
+        if end - start > HELP and self._start is not None:  # what has no flight is counted by its WAIT
             trace.add(WAIT, self._call.operation, start, end, **self._comm._facts(self._call, self._nbytes))
         if done:
             self._land(end)

@@ -87,14 +87,12 @@ def collective(machine: Machine, operation: str, n_bytes: float, group: Group) -
     """
     if group.ranks == 1:
         return NOTHING
-    cost = _measured(machine, operation, n_bytes, group)
-    operation = "all_reduce" if operation == SYMMETRIC else operation
+    plain = "all_reduce" if operation == SYMMETRIC else operation
+    cost = _measured(machine, operation, n_bytes, group) or _measured(machine, plain, n_bytes, group)
     if cost is None:
-        cost = _measured(machine, operation, n_bytes, group)
-    if cost is None:
-        cost = _split(_two_levels(machine, operation, n_bytes, group), link_of(machine, group).overlap)
+        cost = _split(_two_levels(machine, plain, n_bytes, group), link_of(machine, group).overlap)
     if machine.wire is not None:
-        cost = _on_wire(cost, on_link(operation, n_bytes, group.ranks, machine.wire))
+        cost = _on_wire(cost, on_link(plain, n_bytes, group.ranks, machine.wire))
     return cost
 
 

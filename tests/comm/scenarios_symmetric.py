@@ -15,6 +15,8 @@ from minipar.comm.member import UFUNCS
 
 def symmetric_array(comm: Communicator, n: int, dtype: object) -> Array:
     """Return a symmetric array however small it is."""
+    if not comm.has_symmetric_memory:  # and on threads the ranks share the module
+        return comm.symmetric(n, dtype)
     before, symmetric.SMALLEST = symmetric.SMALLEST, 0
     try:
         return comm.symmetric(n, dtype)

@@ -130,6 +130,23 @@ def test_a_flight_ends_where_done_first_says_so(help_: float, monkeypatch: pytes
         assert all(flight.start <= s.start <= s.end <= flight.end and s.facts == wait.facts for s in looks)
 
 
+def test_a_look_at_a_receive_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each span of one is a receive to the report."""
+    monkeypatch.setattr(traced_communicator, "HELP", -1.0)
+
+    def program(comm: Communicator, trace: Trace) -> None:
+        if comm.rank == 0:
+            comm.send(np.zeros(1), 1)
+            return
+        work = comm.irecv(0)
+        while not work.done():
+            pass
+        work.wait()
+
+    (_, _), (_, spans) = traced(program, 2)
+    assert [(s.kind, s.name) for s in spans] == [("wait", "recv")]
+
+
 def test_a_stopped_trace_lets_everything_through() -> None:
     def program(comm: Communicator, trace: Trace) -> None:
         trace.on = False
