@@ -26,7 +26,7 @@ from typing import Any
 
 from minipar.comm.guard import Journal
 from minipar.comm.monitor import DIED, Monitor
-from minipar.comm.signals import TEXTS, Signals
+from minipar.comm.signals import PATIENCE, TEXTS, Signals
 from minipar.comm.watchdog import Watchdog
 from minipar.errors import MiniparError
 
@@ -125,7 +125,7 @@ class Hooks:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):  # pressed again, it shall not cut this short
                 signal.signal(number, signal.SIG_IGN)
-        alike = self.watchdog.all_end_alike(text, ALIKE_SECONDS)
+        alike = self.watchdog.all_end_alike(text, PATIENCE + ALIKE_SECONDS)  # others may be stuck inside MPI
         if self._journal.rank != 0 if alike else not self._has_word():
             time.sleep(ABORT_SECONDS)  # the other ends this process before
         sys.stderr.write(self._prefixed(text))

@@ -24,7 +24,7 @@ shift
 exec setsid -w ip netns exec $host sh -c "$*"
 """
 SCRIPT = """
-import os, signal, subprocess, sys
+import os, signal, subprocess, sys, time
 import numpy as np
 from minipar import world
 comm = world()
@@ -44,6 +44,13 @@ if sys.argv[1] == "stuck":
     if comm.rank == 1:
         print("ready", flush=True)
     comm.recv(1 - comm.rank)
+if sys.argv[1] == "computes" and comm.rank == 0:
+    comm.recv(1)
+if sys.argv[1] == "computes" and comm.rank == 1:
+    time.sleep(0.5)  # by then the other is inside MPI; were it not, it would hear the signal at once
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.01)
 comm.barrier()
 """
 
@@ -138,3 +145,10 @@ def test_signals_to_the_launcher_end_the_ranks_on_both_hosts(number: int, code: 
     assert job.code == code and job.seconds < SLACK and not job.orphans, job
     how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"  # which comes of a killed launcher, too
     assert job.lines() == [f"[rank 0, step 7, forward] {how}"], job.err
+
+
+def test_ranks_that_compute_wait_for_one_that_is_stuck_to_end_alike(hosts: Hosts) -> None:
+    """The one acts on a signal at once, the other a second later; each host would say so for itself."""
+    job = hosts.run("computes", signal.SIGTERM)
+    assert job.code == 143 and job.seconds < SLACK and not job.orphans, job
+    assert job.lines() == ["[rank 0, step 7, forward] ended by SIGTERM"], job.err
