@@ -1,7 +1,7 @@
 """Do all ranks of a group ask for the same? Their signatures are compared before any data moves.
 
 Every rank counts the comparisons of its group, so that the how-manieth one meets the same one of the others. What
-is compared is 47 bits of digest. Two ways, with one interface:
+is compared is 46 bits of digest. Two ways, with one interface:
 
 - `Board`, for ranks of one host: each rank posts its digest in memory that all of them read. That takes little time
   and, what counts for more, little memory: after a message of 16 MiB all caches are cold, and an all-reduce of two
@@ -27,16 +27,17 @@ from minipar.comm.shared_memory import WORDS, Line, SharedMemory
 
 Signature = tuple[Any, ...]
 
-DIGEST_BITS = 47
-TURNS = 2**16  # after so many comparisons their numbers begin again; a word of both is below 2^63
+DIGEST_BITS = 46
+TURNS = 2**16  # a word is digest · TURNS + turn: its lowest bits tell the turn, all but the multiples of TURNS
 LAST_TURN = TURNS - 1
-SLOTS = 7  # words of a rank's line for its latest digests; the one after them: how many comparisons it is done with
+SLOTS = 8  # words of a rank's line for its latest digests; the one after them: how many comparisons it is done with
+LAST_SLOT = SLOTS - 1
 assert SLOTS < WORDS
 
 
 @cache
 def digest_of(signature: Signature) -> int:
-    """Return 47 bits that are the same on all ranks, which Python's own hash of a text is not."""
+    """Return 46 bits that are the same on all ranks, which Python's own hash of a text is not."""
     return int.from_bytes(hashlib.blake2b(repr(signature).encode(), digest_size=8).digest()) >> 64 - DIGEST_BITS
 
 
@@ -78,12 +79,20 @@ class Signatures(ABC):
         """Give up what the group holds; all ranks have had the results of all comparisons."""
 
 
+class Digests(dict[Signature, int]):
+    """The digest of each signature that has been asked for, where a word has it: above the bits of the turn."""
+
+    def __missing__(self, signature: Signature) -> int:
+        digest = self[signature] = digest_of(signature) * TURNS
+        return digest
+
+
 class Board(Signatures):
     """The comparisons of ranks that share memory.
 
     A rank's line holds its latest digests, each in one word with the number of its turn: the two change at once, and
     a reader that finds its own word there knows all that it needs. The word of turn n gives way to that of turn
-    n + 7 when all others have seen it; a program that begins more than 7 in the background posts the rest later.
+    n + 8 when all others have seen it; a program that begins more than 8 in the background posts the rest later.
     Where a write must not come before a read, it depends on that read, and then no processor changes the order.
 
     Args:
@@ -101,11 +110,12 @@ class Board(Signatures):
         self._mine = self._line.place
         self._others = tuple(line.place for other, line in enumerate(lines) if other != rank)
         self._turn = 0  # comparisons begun
-        self._digests: dict[Signature, int] = {}  # in the upper bits of a word
+        self._clear = SLOTS  # up to this turn a word may be written: all others have seen the one in its place
+        self._digests = Digests()
 
     def begin(self, call: Call) -> Comparison:
         turn = self._turn = self._turn + 1
-        return Posted(self, turn, self._digest(signature_of(call, turn)) | turn & LAST_TURN)
+        return Posted(self, turn, self._digests[signature_of(call, turn)] + turn)
 
     def all_equal(self, call: Call, progress: Progress) -> bool:
         # As `signature_of`, `post` and `look`, but in one piece and with few names, since every blocking collective
@@ -115,36 +125,34 @@ class Board(Signatures):
             call.operation, call.background, call.dtype, call.op, call.root, call.counts, call.agree, call.symmetric,
             call.number - turn,
         )  # fmt: skip
-        digest = self._digests.get(signature) or self._digest(signature)
-        words, mine, slots, word, looks = self._words, self._mine, SLOTS, digest | turn & LAST_TURN, 0
-        slot = turn % slots
-        for other in self._others:
-            if words[other + slots] < turn - slots:  # it has not yet seen the word in this one's place
-                return progress.until(Posted(self, turn, word).result)
-        words[mine + slot] = word
+        word = self._digests[signature] + turn
+        if turn > self._clear and not self._may_write(turn):
+            return progress.until(Posted(self, turn, word).result)
+        words, slot, looks = self._words, turn & LAST_SLOT, 0
+        words[self._mine + slot] = word
         for other in self._others:
             while words[other + slot] != word:
                 looks += 1
                 if looks > LOOKS:  # it is late, or asks for something else
                     return progress.until(Posted(self, turn, word).result)
-        words[mine + slots] = turn
+        words[self._mine + SLOTS] = turn
         return True
-
-    def _digest(self, signature: Signature) -> int:
-        digest = self._digests[signature] = digest_of(signature) * TURNS
-        return digest
 
     def post(self, turn: int, word: int) -> bool:
         """Write this rank's word of a turn, unless the one in its place is still to be read."""
-        words = self._words
-        if any(words[other + SLOTS] < turn - SLOTS for other in self._others):
+        if turn > self._clear and not self._may_write(turn):
             return False
-        words[self._mine + turn % SLOTS] = word
+        self._words[self._mine + (turn & LAST_SLOT)] = word
         return True
+
+    def _may_write(self, turn: int) -> bool:
+        """Look whether all others have seen the word whose place that of a turn takes."""
+        self._clear = min([self._words[other + SLOTS] for other in self._others], default=turn) + SLOTS
+        return turn <= self._clear
 
     def look(self, turn: int, word: int) -> bool | None:
         """Compare this rank's word of a turn with those of the others; None while one is not there."""
-        words, slot, equal = self._words, turn % SLOTS, True
+        words, slot, equal = self._words, turn & LAST_SLOT, True
         for other in self._others:
             found = words[other + slot]
             if found != word:

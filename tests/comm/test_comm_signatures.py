@@ -81,6 +81,11 @@ def test_a_rank_that_is_waited_for_is_looked_at_again_and_again() -> None:
     assert one.begin(call(2)).result() is None and other.all_equal(call(2, rows=5), Progress()) is False
 
 
+def test_a_rank_alone_waits_for_nobody() -> None:
+    _, (alone,) = boards(1)
+    assert all(alone.all_equal(call(number), Progress()) for number in range(1, 3 * SLOTS))
+
+
 def test_what_is_queued_in_any_group_moves_on_while_a_rank_waits() -> None:
     class Group:
         asked = 0
