@@ -75,7 +75,7 @@ class Communicator(Member, ABC):
     def symmetric(self, n: int, dtype: Any) -> Array:
         """Return zeros (n,) of the host, laid where `all_reduce_` and `all_reduce_async_` of all of it are quickest.
 
-        Where ranks of MPI share a host and the array is not small, that is memory which all of them read
+        Where ranks of MPI share a host and the array is not small, that is memory which all of them read and write
         (`symmetric.py`), elsewhere memory like any other. Without checks the `_async` form takes it like any other,
         too. Collective. To sum it, every rank passes what it has from the same call of this.
         """
@@ -85,7 +85,7 @@ class Communicator(Member, ABC):
 
     @property
     def has_symmetric_memory(self) -> bool:
-        """Whether `symmetric` gives the group's ranks memory that all of them read."""
+        """Whether `symmetric` gives the group's ranks memory that all of them read and write."""
         return False
 
     def reduce(self, x: Array, root: int = 0, op: str = "sum") -> Array | None:

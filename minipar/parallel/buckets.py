@@ -2,7 +2,7 @@
 
 A message costs α + βn seconds for n bytes. A GPT has a dozen small tensors per block, each would pay α; a
 bucket pays it once. `grad_buffer` makes backward write each gradient straight into its place. Ranks of one host that
-will sum a bucket lay it where all of them can read it (`Communicator.symmetric`).
+will sum a bucket lay it where all of them read and write it (`Communicator.symmetric`).
 
 Parameters of two-byte floats (a model in float16 throughout, without float32 master weights) are packed and
 summed in float32 and rounded once: a sum over ranks in float16 could overflow on its way though its end fits,

@@ -6,6 +6,7 @@ import mmap
 import random
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ pytest.importorskip("mpi4py.MPI")
 
 from mpi_helpers import mpirun
 
+from minipar.comm.guard import Call
+from minipar.comm.mpi_work import MPICollective
 from minipar.comm.symmetric import SymmetricArray, room
 
 
@@ -90,6 +93,26 @@ def test_what_overflows_is_not_told_by_a_warning() -> None:
                 start()
     for array in arrays:
         np.testing.assert_array_equal(array.mine(), [np.inf, np.nan, 2])
+
+
+def test_a_stage_waits_for_the_one_before_it() -> None:
+    class Request:
+        complete = False
+
+        def Test(self) -> bool:
+            return self.complete
+
+    requests, begun = [Request(), Request()], []
+
+    def stage(request: Request) -> Any:
+        begun.append(request)
+        return request
+
+    stages = [lambda request=request: stage(request) for request in requests]
+    work = MPICollective(SimpleNamespace(checks=False), Call(), stages, lambda: np.zeros(0))  # type: ignore[arg-type]
+    assert work.started() is None and work.started() is None and begun == requests[:1]
+    requests[0].complete = True
+    assert work.started() is True and begun == requests
 
 
 FULL = """
