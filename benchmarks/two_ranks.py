@@ -7,7 +7,7 @@ from table import Line, faster
 from turns import Program, Result, beside, take_turns
 
 SCALING = 1.9  # times one rank's speed, wanted of two
-LAUNCHES = 3  # of what is compared with one rank, where a percent counts
+LAUNCHES = 6  # of what is compared with one rank, where a percent counts
 EXPOSED = 0.15  # of the step, at most
 RECIPES = {
     "tensor parallel": {"tp": 2},
