@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(turns, "missing", lambda package: f"{package} is not there")
     started: list[str] = []
 
-    def launched(programs: Any, rounds: int, steps: int) -> Any:
+    def launched(programs: Any, rounds: int, steps: int, draw: random.Random) -> Any:
         started.extend(program.engine for program in programs)
         n = len(started)  # how often it was launched
         return [[{"times": [1.0 * n, 9.0], "peak_mb": 50.0 - n, "told": {"share": 0.1 * n}}]]
@@ -78,6 +79,21 @@ def test_a_peer_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
     assert peer.absent == "torch is not there" and started == ["minipar"] * 3
     assert ours.times == [1.0, 9.0, 2.0, 9.0, 3.0, 9.0] and ours.seconds == 6.0
     assert ours.peak_mb == 49.0 and ours.told == {"share": pytest.approx(0.2)}
+
+
+def test_whatever_the_order_a_program_has_its_own_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    import turns
+
+    orders: list[list[str]] = []
+
+    def launched(programs: Any, rounds: int, steps: int, draw: random.Random) -> Any:
+        orders.append([program.factory for program in programs])
+        return [[{"times": [float(program.factory)], "peak_mb": 0.0, "told": {}}] for program in programs]
+
+    monkeypatch.setattr(turns, "_launched", launched)
+    results = turns.take_turns([turns.Program("minipar", str(n)) for n in range(5)], launches=4)
+    assert [result.times for result in results] == [[float(n)] * 4 for n in range(5)]
+    assert len({tuple(order) for order in orders}) == 4
 
 
 def test_no_package_is_imported_to_find_out_whether_it_is_there() -> None:
