@@ -53,7 +53,7 @@ def data_parallel(work: str, ours: Result, ddp: Result, alone: Result, apart: Re
     step, which every rank takes on all parameters, weighs twice as much in the first.
     """
     memory = f"{ours.peak_mb:.0f} | {ddp.peak_mb:.0f} MiB a rank" if ddp.absent is None else f"{ours.peak_mb:.0f} MiB"
-    memory += ", ours with what it read of the other rank's gradients"
+    memory += ", ours with what it touches of the other rank's gradients"
     bound = f"the same two ranks without a message: {alone.seconds / apart.seconds:.2f}"
     return [
         beside(work, ours, ddp, "PyTorch DDP", 1.0, memory),

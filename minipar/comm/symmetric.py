@@ -2,7 +2,7 @@
 
 Between two processes of one host MPI copies a large message through the kernel, at a third of the speed of memory.
 Ranks that read and write each other's arrays where they lie copy nothing on the way. Measured on two ranks, beside
-MPI: from 256 KiB to 48 MiB 0.25 to 0.45 times as long, 64 KiB 0.7 times, 1 KiB twice as long, for the barriers.
+MPI: from 256 KiB to 48 MiB a quarter to half as long, 64 KiB 0.7 times, 1 KiB twice as long, for the barriers.
 
                  filled          each sums its part and writes it to all
     rank 0    a0 | b0            a0 + a1 | b0 + b1
