@@ -43,7 +43,7 @@ def ours(
     model = GPT(GPTConfig(VOCAB, s.tokens, s.width, s.layers, s.heads, tied=tied))
     mesh = Mesh(comm, dp=None, tp=tp, pp=pp)
     cut = {"schedule": schedule, "microbatches": microbatches} if pp > 1 else {}
-    recipe = Recipe(zero=zero, bucket_mb=None if zero else 8.0, **cut)  # type: ignore[arg-type]
+    recipe = Recipe(zero=zero, bucket_mb=8.0 if mesh.dp.size > 1 and not zero else None, **cut)  # type: ignore[arg-type]
     strategy = distribute(model, mesh, recipe, seed=0)
     optimizer = optim.AdamW([t for _, t in strategy.optimizer_tensors()], lr=1e-3)
     x, y = data_of(s, mesh.dp.rank, mesh.dp.size)

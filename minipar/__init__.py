@@ -3,13 +3,14 @@
 There is one model, and it is serial; each kind of parallelism is a wrapper from outside. The floors, each
 importing only from those above it in this list:
 
-    0  backend, kernels, random, trace   where arrays live, fused loops, counter-based random numbers, spans;
-       files, units                      files that are whole or not at all; sizes read and written
-    1  tape, tensor, ops, gradcheck      reverse-mode differentiation and its primitives
+    0  errors, backend, kernels          what goes wrong, where arrays live, fused loops,
+       random, trace, files, units       counter-based random numbers, spans, whole files, sizes in words
+    1  tape, calls, tensor, ops,         reverse-mode differentiation and its primitives
+       gradcheck
     2  nn, recompute, optim, flat, amp, data, models
     3  comm, agreement                   communicators on threads and MPI, textbook collectives
     4  mesh, parallel, checkpoint        the kinds of parallelism, and `distribute`, which composes them
-    5  config, layouts, plot, timeline, training, stopping, resume, weights, runs, verification; traces,
+    5  config, layouts, timeline, plot, training, stopping, resume, weights, runs, verification, traces,
        planner, grading, doctor
     6  commands, cli                     the `minipar` command
 """

@@ -36,6 +36,13 @@ def array_module(x: Any) -> ModuleType:
     return sys.modules["cupy"] if is_gpu_array(x) else np
 
 
+def contiguous(x: Array) -> Array:
+    """Return x if it is C-contiguous, else a copy that is; a scalar keeps its shape (), unlike by NumPy's function."""
+    if isinstance(x, np.generic):  # what NumPy makes of an array of no axes
+        return np.asarray(x)
+    return x if x.flags.c_contiguous else x.copy(order="C")
+
+
 def is_gpu_array(x: Any) -> bool:
     """True for a CuPy array. CuPy is not imported to find out."""
     cupy = sys.modules.get("cupy")

@@ -1,4 +1,4 @@
-"""The `minipar` command: train, verify, run, generate, doctor.
+"""The `minipar` command: its subcommands and their options; what they do is in `minipar.commands`.
 
 Every command runs alone, on ranks within this process (`--ranks N`), or on the ranks of the MPI job that it
 finds itself in (`minipar run -n N …`, `mpirun -n N …`).

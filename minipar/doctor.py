@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import threadpoolctl
 
+MPI_SECONDS = 60  # to start MPI in a process of its own
 PROGRAM = """
 import numpy as np, minipar
 world = minipar.world()
@@ -66,12 +67,15 @@ def _blas() -> list[Finding]:
 def _mpi_library() -> Finding:
     """In a process of its own: to ask starts MPI, and MPI can be started once only."""
     code = "from mpi4py import MPI; print(MPI.Get_library_version().splitlines()[0])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    fix = "pip install mpi4py mpich"
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=MPI_SECONDS)
+    except subprocess.TimeoutExpired:
+        return Finding("MPI library", f"does not start within {MPI_SECONDS} s", False, fix)
     if done.returncode == 0:
         return Finding("MPI library", done.stdout.strip())
-    return Finding(
-        "MPI library", done.stderr.strip().splitlines()[-1][:100], False, "pip install mpi4py mpich"
-    )
+    said = done.stderr.strip().splitlines() or [f"ends without a word, exit code {done.returncode}"]
+    return Finding("MPI library", said[-1][:100], False, fix)
 
 
 def _launcher() -> Finding:

@@ -24,8 +24,8 @@ class FlatTensor(Tensor):
     """The parameters of one optimizer group as a single tensor of shape (n,), of which they become views.
 
     Args:
-        members: parameters with values, of one dtype, on one device. Their values stay; their gradients are written
-            into one flat array from now on.
+        members: parameters with values, of one dtype, on one device. Their values stay; the gradients that
+            they have are forgotten, and the next ones are written into one flat array.
 
     Raises:
         UsageError: no members, one that is listed twice or has no memory of its own, or several dtypes or devices.

@@ -5,7 +5,8 @@
                                     dp 1   rank 2  rank 3
 
 Tensor-parallel neighbours are adjacent ranks, because they exchange the most and adjacent ranks usually
-share a node; data-parallel ones are the farthest apart (Narayanan et al. 2021, section 3.2).
+share a node (Narayanan et al. 2021, section 3.2). Pipeline stages come next and data-parallel ranks are the
+farthest apart: an order of minipar's own, Megatron-LM puts the stages farthest apart.
 """
 
 from __future__ import annotations

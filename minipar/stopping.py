@@ -6,7 +6,7 @@
                 break
 
 A signal finds the ranks in different steps, so they agree on the step after which they stop: once a step, an
-all-reduce of one byte (microseconds on one machine, where 1 KiB takes two ranks 4 µs). A second SIGTERM is no
+all-reduce of one byte (some microseconds on one machine). A second SIGTERM is no
 request, it ends the process at once.
 """
 

@@ -342,6 +342,11 @@ def _made(data: Any, node: Node | None, index: int) -> Tensor:
     return out
 
 
+def as_input(inputs: Array) -> Any:
+    """Return what a model's first block takes: floats as a tensor; token ids stay an array, they have no gradient."""
+    return Tensor(inputs) if is_floating(inputs.dtype) else inputs
+
+
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Return a tensor with its own copy of `data` (array, number or nested list)."""
     made = Tensor(data, requires_grad, dtype)

@@ -22,7 +22,7 @@ from minipar.backend import Array, to_host
 from minipar.comm.interface import Communicator
 from minipar.config import TrainConfig
 from minipar.data import Data
-from minipar.data.dataset import Dataset
+from minipar.data.dataset import Dataset, targets_of
 from minipar.errors import UsageError
 from minipar.training import Job, fitting_axes, load_data
 
@@ -100,6 +100,9 @@ class Fewer:
 
     def fetch(self, indices: Array, dtype: Any = None) -> tuple[Array, Array]:
         return self.dataset.fetch(indices, dtype)
+
+    def targets(self, indices: Array) -> Array:
+        return targets_of(self.dataset, indices)
 
 
 def verify(config: TrainConfig, comm: Communicator, data: Data | None = None) -> Report:

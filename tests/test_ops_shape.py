@@ -63,6 +63,7 @@ def test_contiguous_copies_only_if_needed():
     x = Tensor(np.ones((2, 3)))
     assert ops.contiguous(x).data is x.data
     assert ops.contiguous(x.T).data.flags.c_contiguous
+    assert ops.contiguous(Tensor(np.array(1.0))).shape == ()
 
 
 X = Tensor(np.ones((2, 3)))

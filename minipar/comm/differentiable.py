@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from minipar.backend import Array, array_module
+from minipar.backend import Array, array_module, contiguous, is_floating
 from minipar.comm.interface import Communicator, balanced
 from minipar.kernels.common import widen
 from minipar.tensor import Tensor, primitive, record
@@ -36,19 +36,19 @@ from minipar.tensor import Tensor, primitive, record
 def joined(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> Array:
     """Return the ranks' arrays joined along `axis`, of which rank r brings `counts[r]`."""
     xp = array_module(x)
-    together = comm.all_gather(xp.ascontiguousarray(xp.moveaxis(x, axis, 0)), counts)
+    together = comm.all_gather(contiguous(xp.moveaxis(x, axis, 0)), counts)
     return xp.moveaxis(together, 0, axis)
 
 
 def summed(comm: Communicator, x: Array) -> Array:
     """Return the sum of the ranks' arrays."""
-    return comm.all_reduce(_contiguous(widen(x))).astype(x.dtype, copy=False)
+    return comm.all_reduce(contiguous(widen(x))).astype(x.dtype, copy=False)
 
 
 def summed_part(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> Array:
     """Return this rank's part along `axis` of the sum of the ranks' arrays."""
     xp = array_module(x)
-    part = comm.reduce_scatter(xp.ascontiguousarray(xp.moveaxis(widen(x), axis, 0)), counts)
+    part = comm.reduce_scatter(contiguous(xp.moveaxis(widen(x), axis, 0)), counts)
     return xp.moveaxis(part, 0, axis).astype(x.dtype, copy=False)
 
 
@@ -58,10 +58,6 @@ def own_part(comm: Communicator, x: Array, axis: int, counts: Sequence[int]) -> 
     index = [slice(None)] * x.ndim
     index[axis] = slice(start, start + counts[comm.rank])
     return x[tuple(index)]
-
-
-def _contiguous(g: Array) -> Array:
-    return array_module(g).ascontiguousarray(g)
 
 
 class Lent(Tensor):
@@ -121,7 +117,7 @@ def scatter(x: Tensor, comm: Communicator, axis: int, counts: Sequence[int] | No
 
 @primitive
 def _scatter(x, comm, axis, counts):
-    part = _contiguous(own_part(comm, x, axis, counts))
+    part = contiguous(own_part(comm, x, axis, counts))
     return part, lambda g: (lambda: joined(comm, g, axis, counts), None, None, None)
 
 
@@ -168,12 +164,12 @@ def exchange(x, comm, axis, give, take):
     """
     xp = array_module(x)
     rows = xp.moveaxis(x, axis, 0)
-    parts = comm.all_to_all([_contiguous(rows[start:stop]) for start, stop in give])
+    parts = comm.all_to_all([contiguous(rows[start:stop]) for start, stop in give])
     value = xp.moveaxis(xp.concatenate(parts, axis=0), 0, axis)
 
     def back(g: Array) -> Array:
         stops = np.cumsum(take)[:-1].tolist()
-        returned = comm.all_to_all([_contiguous(p) for p in xp.split(xp.moveaxis(g, axis, 0), stops)])
+        returned = comm.all_to_all([contiguous(p) for p in xp.split(xp.moveaxis(g, axis, 0), stops)])
         dx = xp.zeros(rows.shape, dtype=x.dtype)
         for (start, stop), part in zip(give, returned):
             dx[start:stop] += part  # an element given to several ranks collects all their gradients
@@ -197,7 +193,7 @@ def _swap_parts(
     """Return the ranks' parts joined along `join`, and the length of each there."""
     xp = array_module(x)
     stops = np.cumsum(counts)[:-1].tolist()
-    parts = comm.all_to_all([_contiguous(part) for part in xp.split(x, stops, axis=cut)])
+    parts = comm.all_to_all([contiguous(part) for part in xp.split(x, stops, axis=cut)])
     return xp.concatenate(parts, axis=join), [part.shape[join] for part in parts]
 
 
@@ -220,13 +216,13 @@ def send(x: Tensor, comm: Communicator, dest: int, tag: int = 0) -> Tensor:
     reaches it. A floating x always gets a gradient back, wanted or not, since `recv` on the other side
     cannot know: so both ranks record, or both are inside `no_grad`.
     """
-    comm.send(_contiguous(x.data), dest, tag)
+    comm.send(contiguous(x.data), dest, tag)
     shape, dtype = x.shape, x.dtype
 
     def vjp(g: Array) -> Array:
         return comm.recv(dest, tag, shape=shape, dtype=dtype)
 
-    if dtype.kind == "f" and not x.requires_grad:
+    if is_floating(dtype) and not x.requires_grad:
         x = x.detach().requires_grad_()
     return record("send", array_module(x.data).zeros(0, dtype=dtype), vjp, (x,))
 
@@ -241,14 +237,14 @@ def recv(comm: Communicator, source: int, tag: int = 0, token: Tensor | None = N
         TypeError: integers were received although backward was to reach the token through them.
     """
     value = comm.recv(source, tag)
-    floating = value.dtype.kind == "f"
+    floating = is_floating(value.dtype)
     if token is not None and not floating:
         raise TypeError(f"recv: {value.dtype} carries no gradient back to the token; receive it without one")
     nothing = array_module(value).zeros(0, dtype=value.dtype)
     start = Tensor(nothing, requires_grad=floating) if token is None else token
 
     def vjp(g: Array) -> Array:
-        comm.send(_contiguous(g), source, tag)
+        comm.send(contiguous(g), source, tag)
         return array_module(g).zeros(0, dtype=g.dtype)
 
     return record("recv", value, vjp, (start,))

@@ -46,9 +46,10 @@ class SlowCommunicator(Communicator):
         super().__init__(inner.rank, inner.members, inner.name, inner.journal)
         self.inner = inner
         self.network = network if isinstance(network, Levels) else Levels(network, network, 1)
-        self._number = inner._number  # calls are numbered here from now on
         stamps = inner.split(0, name="slow")
         assert stamps is not None
+        inner._add("split", -1, 0, 0)  # the program has not asked for it
+        self._number = inner._number  # calls are numbered here from now on
         stamps.ledger = Ledger()
         self.stamps = stamps
         self.busy_until = 0.0  # when the wire is free for this group's next collective
@@ -193,8 +194,9 @@ class SlowSend(Work):
         self._work, self._stamp = work, stamp
 
     def wait(self) -> Any:
+        result = self._work.wait()
         self._stamp.wait()
-        return self._work.wait()
+        return result
 
     def done(self) -> bool:
         stamped, sent = self._stamp.done(), self._work.done()
@@ -208,9 +210,8 @@ class SlowReceive(Work):
         self._work, self._stamp = work, stamp
 
     def wait(self) -> Any:
-        arrival = float(self._stamp.wait()[0])
-        result = self._work.wait()
-        sleep_until(arrival)
+        result = self._work.wait()  # first: a rank that waits in vain is to say for what the program asked
+        sleep_until(float(self._stamp.wait()[0]))
         return result
 
     def done(self) -> bool:

@@ -40,6 +40,13 @@ class Dataset(Protocol):
         ...
 
 
+def targets_of(dataset: Dataset, indices: Array, dtype: npt.DTypeLike | None = None) -> Array:
+    """The targets (N, ...) of samples, without their inputs where the data set has `targets`."""
+    read = getattr(dataset, "targets", None)
+    targets: Array = dataset.fetch(indices, dtype)[1] if read is None else read(indices)
+    return targets
+
+
 @dataclass(frozen=True)
 class Data:
     """The two splits of a source, and what is known of it.

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minipar.data.batch import Batch, count_valid, share
-from minipar.data.dataset import Array, Dataset, float_dtype, whole_number
+from minipar.data.dataset import Array, Dataset, float_dtype, targets_of, whole_number
 from minipar.data.prefetch import Prefetch
 from minipar.errors import DataError, UsageError
 
@@ -169,9 +169,7 @@ class Loader:
 
     def _count(self, members: Array) -> int:
         """Valid targets of the global batch: every rank looks at all of them, so none has to ask another."""
-        read = getattr(self.dataset, "targets", None)
-        targets = read(members) if read is not None else self.dataset.fetch(members, self.dtype)[1]
-        return count_valid(targets, self.ignore_index)
+        return count_valid(targets_of(self.dataset, members, self.dtype), self.ignore_index)
 
     # --- position ------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minipar.data.batch import Batch
-from minipar.data.dataset import Array, Data, Dataset
+from minipar.data.dataset import Array, Data, Dataset, targets_of
 from minipar.errors import UsageError
 
 
@@ -77,7 +77,14 @@ class PatchLabels:
     def fetch(self, indices: Array, dtype: npt.DTypeLike | None = None) -> tuple[Array, Array]:
         """Return images (n, C, H, W), and their labels at every position, int64."""
         inputs, labels = self.dataset.fetch(indices, dtype)
-        return inputs, np.tile(labels[:, None, None], (1, *self.positions))
+        return inputs, self._at_every_position(labels)
+
+    def targets(self, indices: Array) -> Array:
+        """The second half of `fetch`."""
+        return self._at_every_position(targets_of(self.dataset, indices))
+
+    def _at_every_position(self, labels: Array) -> Array:
+        return np.tile(labels[:, None, None], (1, *self.positions))
 
 
 def with_patch_labels(data: Data, patch: int, grid: tuple[int, int] = (1, 1)) -> Data:

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 import minipar
+from minipar.comm.blas import THREAD_VARIABLES
 from minipar.grading.child import FRAME, send_frame
 from minipar.grading.lesson import Wrong
 from minipar.grading.values import MOST_BYTES, Unreadable, unpack
@@ -102,7 +103,7 @@ class Nursery:
         ours.settimeout(START_SECONDS)
         job_variables = ("MINIPAR", "PMI", "PMIX", "OMPI", "SLURM")  # a submission is no rank of a job
         environment = {k: v for k, v in os.environ.items() if not k.startswith(job_variables)}
-        environment |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        environment |= dict.fromkeys(THREAD_VARIABLES, "1")
         environment |= {"MALLOC_ARENA_MAX": "2", "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "minipar.grading.nursery", str(theirs.fileno())],

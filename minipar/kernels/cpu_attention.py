@@ -105,7 +105,7 @@ def attention_backward(
             d *= scale
             np.matmul(d, ks[at][:, keys], out=dqs[at][:, queries])
             whole[:, queries, keys] = d
-        for keys in blocks(tk, CAUSAL_ROWS if causal else tk):
+        for keys in blocks(tk, CAUSAL_ROWS if causal else max(1, tk)):
             queries = slice(keys.start if causal else 0, tq)
             np.matmul(whole[:, queries, keys].swapaxes(-1, -2), qs[at][:, queries], out=dks[at][:, keys])
             np.matmul(p[:, queries, keys].swapaxes(-1, -2), gs[at][:, queries], out=dvs[at][:, keys])

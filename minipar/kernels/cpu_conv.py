@@ -32,7 +32,7 @@ def conv2d(
     padding: Pair,
     dilation: Pair,
     groups: int,
-) -> tuple[Array, None]:
+) -> Array:
     """See plain.conv2d."""
     check_conv(x.shape, weight.shape, groups)
     size = output_size(x.shape, weight.shape[2:], stride, padding, dilation)
@@ -43,7 +43,7 @@ def conv2d(
         np.matmul(_by_group(w, groups), _pixels(xs, groups), out=_pixels(y, groups))
         if bias is not None:
             y += start[:, None, None]
-        return y.astype(x.dtype, copy=False), None
+        return y.astype(x.dtype, copy=False)
     layout = layout_of(x.shape[1:], weight.shape[2:], size, stride, padding, dilation)
     stacked = [_stack(w, rows, groups) for rows in layout.row_taps]
     for span, block in _blocks(layout, len(x), len(weight), groups, xs.dtype):
@@ -52,7 +52,7 @@ def conv2d(
             np.matmul(kernel, block.unfold_columns(phase), out=block.products(phase))
         block.fold_rows(start)
         y[span] = block.outputs()
-    return y.astype(x.dtype, copy=False), None
+    return y.astype(x.dtype, copy=False)
 
 
 def conv2d_backward_input(
@@ -85,7 +85,6 @@ def conv2d_backward_input(
 def conv2d_backward_weight(
     g: Array,
     x: Array,
-    saved: None,
     kernel: Pair,
     stride: Pair,
     padding: Pair,

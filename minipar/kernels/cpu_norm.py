@@ -107,7 +107,10 @@ def _backward(
             d -= (grad @ average)[:, None]
             dbias += ones[: len(d)] @ grad
         d *= r
-    return dx.reshape(x.shape), None if weight is None else dscale.astype(weight.dtype, copy=False), dbias
+    if weight is None:
+        return dx.reshape(x.shape), None, dbias
+    dscale, dbias = dscale.astype(weight.dtype, copy=False), dbias.astype(weight.dtype, copy=False)
+    return dx.reshape(x.shape), dscale, dbias
 
 
 def inverse_root_mean_square(z: Array, eps: float, out: Array) -> None:

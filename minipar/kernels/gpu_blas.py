@@ -164,7 +164,7 @@ def _repeated(x: Array, lead: tuple[int, ...]) -> Array:
 
 def _product(xp: Any, a: Array, b: Array, shape: tuple[int, ...], scale: float) -> Array:
     """scale · a (..., n, k) @ b (..., k, m), of equal leading axes and nothing empty, of a `shape` (..., n, m)."""
-    if _pays(a, b, shape):
+    if _pays(a, shape):
         return _filled_up(xp, a.reshape(a.shape[-2:]), b.reshape(b.shape[-2:]), scale).reshape(shape)
     y = xp.empty(shape, a.dtype)
     _multiply(a, b, y, scale)
@@ -177,7 +177,7 @@ def _multiply(a: Array, b: Array, out: Array, scale: float) -> None:
     del alive  # CuPy's pool gives the memory of copies out again in the stream's order
 
 
-def _pays(a: Array, b: Array, shape: tuple[int, ...]) -> bool:
+def _pays(a: Array, shape: tuple[int, ...]) -> bool:
     """Return whether this is a large product of two matrices on tensor cores with a side that no fast kernel takes."""
     sizes, unit = (*shape, a.shape[-1]), ALIGNMENT // a.itemsize
     if not any(n % unit for n in sizes) or math.prod(shape[:-2]) > 1:

@@ -39,7 +39,7 @@ def fold(
 
 def conv2d(
     x: Array, weight: Array, bias: Array | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> tuple[Array, None]:
+) -> Array:
     """See plain.conv2d."""
     check_conv(x.shape, weight.shape, groups)
     n, out, kernel = len(x), len(weight), weight.shape[2:]
@@ -52,7 +52,7 @@ def conv2d(
         result[...] = y
     else:
         run("add", x, y, bias[:, None, None], result)
-    return result, None
+    return result
 
 
 def conv2d_backward_input(
@@ -71,7 +71,7 @@ def conv2d_backward_input(
 
 
 def conv2d_backward_weight(
-    g: Array, x: Array, saved: None, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    g: Array, x: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Array:
     """See plain.conv2d_backward_weight."""
     windows = unfold(x, kernel, stride, padding, dilation, groups)

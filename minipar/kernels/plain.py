@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from minipar.backend import array_module
+from minipar.backend import array_module, special_functions
 from minipar.kernels.common import (
     GELU_A,
     GELU_B,
@@ -63,14 +63,6 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _erf(x: Array) -> Array:
-    if array_module(x) is np:
-        from scipy.special import erf
-    else:
-        from cupyx.scipy.special import erf
-    return erf(x)
-
-
 def _like(x: Array, dtype) -> Array:
     """`x` rounded to `dtype` (no copy if it has it already: only ever used on fresh arrays)."""
     return x.astype(dtype, copy=False)
@@ -83,7 +75,7 @@ def gelu(x: Array, approximate: str = "tanh") -> Array:
     """x · Φ(x) (Hendrycks & Gimpel 2016), Φ by erf (`approximate="none"`) or by its tanh form."""
     xp, w = array_module(x), widen(x)
     if approximate == "none":
-        y = 0.5 * w * (1 + _erf(w / math.sqrt(2.0)))
+        y = 0.5 * w * (1 + special_functions(w).erf(w / math.sqrt(2.0)))
     else:
         y = 0.5 * w * (1 + xp.tanh(GELU_A * (w + GELU_B * w * w * w)))
     return _like(y, x.dtype)
@@ -93,7 +85,8 @@ def gelu_backward(g: Array, x: Array, y: Array, approximate: str = "tanh") -> Ar
     """dx = g · (Φ(x) + x · Φ'(x)). `y` is gelu's result, for kernels that make use of it."""
     xp, w = array_module(x), widen(x)
     if approximate == "none":
-        slope = 0.5 * (1 + _erf(w / math.sqrt(2.0))) + w * xp.exp(-0.5 * w * w) / math.sqrt(2.0 * math.pi)
+        cumulative = 0.5 * (1 + special_functions(w).erf(w / math.sqrt(2.0)))
+        slope = cumulative + w * xp.exp(-0.5 * w * w) / math.sqrt(2.0 * math.pi)
     else:
         t = xp.tanh(GELU_A * (w + GELU_B * w * w * w))
         slope = 0.5 * (1 + t) + 0.5 * w * (1 - t * t) * GELU_A * (1 + 3 * GELU_B * w * w)
@@ -194,9 +187,9 @@ def group_norm_backward(
 
 
 def _shifted(x: Array, axis: int) -> tuple[Array, Array, Array]:
-    """(max, x - max, sum of exp(x - max)); a row of nothing but -inf has max 0 and sum 1 instead of NaN."""
+    """(max, x - max, sum of exp(x - max)); a row of nothing, or of -inf alone, has max 0 and sum 1 instead of NaN."""
     xp = array_module(x)
-    top = x.max(axis, keepdims=True)
+    top = x.max(axis, keepdims=True) if x.shape[axis] else x.sum(axis, keepdims=True)
     top = xp.where(top == -np.inf, xp.zeros_like(top), top)
     z = x - top
     total = xp.exp(z).sum(axis, keepdims=True)

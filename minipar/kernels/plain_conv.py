@@ -61,11 +61,11 @@ def conv2d(
     padding: Pair,
     dilation: Pair,
     groups: int,
-) -> tuple[Array, None]:
-    """Cross-correlation of x (N, C, H, W) with weight (O, C/groups, kh, kw): (y (N, O, OH, OW), saved).
+) -> Array:
+    """Cross-correlation of x (N, C, H, W) with weight (O, C/groups, kh, kw): y (N, O, OH, OW).
 
-    `saved` is what backward wants beside x: nothing, since unfolding again is cheaper than keeping kh·kw
-    copies of x. Raises UsageError for sizes that do not belong together.
+    Backward unfolds x again, which is cheaper than keeping kh·kw copies of it. Raises UsageError for sizes that
+    do not belong together.
     """
     check_conv(x.shape, weight.shape, groups)
     (n, _, _, _), (out, _, kh, kw) = x.shape, weight.shape
@@ -76,7 +76,7 @@ def conv2d(
     y = y.reshape(n, out, *size)
     if bias is not None:
         y = y + widen(bias)[:, None, None]
-    return y.astype(x.dtype, copy=False), None
+    return y.astype(x.dtype, copy=False)
 
 
 def conv2d_backward_input(
@@ -100,14 +100,13 @@ def conv2d_backward_input(
 def conv2d_backward_weight(
     g: Array,
     x: Array,
-    saved: None,
     kernel: Pair,
     stride: Pair,
     padding: Pair,
     dilation: Pair,
     groups: int,
 ) -> Array:
-    """dweight (O, C/groups, kh, kw) from g (N, O, OH, OW), x (N, C, H, W) and conv2d's `saved`."""
+    """dweight (O, C/groups, kh, kw) from g (N, O, OH, OW) and x (N, C, H, W)."""
     (n, c), (out, oh, ow) = x.shape[:2], g.shape[1:]
     cols = im2col(widen(x), kernel, stride, padding, dilation)
     cols = cols.reshape(n, groups, cols.shape[1] // groups, oh * ow)

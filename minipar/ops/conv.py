@@ -26,14 +26,14 @@ def _conv2d(x, weight, bias, stride, padding, dilation, groups, *, unrounded=Fal
         y = xp.zeros(full, dtype=widen(x).dtype if unrounded else x.dtype)
         y = y + (0 if bias is None else bias.reshape(-1, 1, 1))
         return y, lambda g: (xp.zeros_like(x), xp.zeros_like(weight.data), lambda: g.sum(axis=(0, 2, 3)))
-    y, saved = k.conv2d(widen(x) if unrounded else x, w, bias, stride, padding, dilation, groups)
+    y = k.conv2d(widen(x) if unrounded else x, w, bias, stride, padding, dilation, groups)
     window, size = (stride, padding, dilation, groups), w.shape[2:]
 
     def vjp(g: Array) -> Any:
         g = g.astype(x.dtype, copy=False) if unrounded else g
         return (
             lambda: k.conv2d_backward_input(g, weight.data, x.shape, *window),
-            lambda: k.conv2d_backward_weight(g, x, saved, size, *window),
+            lambda: k.conv2d_backward_weight(g, x, size, *window),
             lambda: k.conv2d_backward_bias(g),
         )
 

@@ -14,7 +14,7 @@ def dropout(x, p, key, start=0):
     """Zero each element with probability p and scale the rest by 1/(1-p) (Srivastava et al. 2014).
 
     Args:
-        x: any shape; element i in memory order has the global index start + i.
+        x: any shape; element i, counted row by row, has the global index start + i.
         p: probability in [0, 1).
         key: the mask's stream, `random.stream(seed, step, layer)`.
         start: global index of x's first element; or, where x is a part of a larger array, a list with that of

@@ -125,6 +125,7 @@ class Recipe:
                 f"ZeRO owns how gradients are summed; aggregation {self.aggregation} does not go with it"
             )
         self._check_buckets(sizes)
+        self._check_data_parallel(sizes)
         if pp > 1 and self.zero > 1:
             raise UsageError(
                 f"ZeRO {self.zero} with a pipeline is refused: every microbatch would reduce-scatter"
@@ -176,6 +177,22 @@ class Recipe:
             if without and value is not None:
                 raise UsageError(
                     f"{option} is about the buckets of data parallelism, of which {without} has none: leave it out"
+                )
+
+    def _check_data_parallel(self, sizes: Mapping[str, int]) -> None:
+        """Refuse what says how ranks share a batch where all ranks go to other axes. One rank alone may be told."""
+        if sizes["dp"] > 1 or sizes["tp"] * sizes["pp"] == 1:
+            return
+        said = {
+            f"--aggregation {self.aggregation}": self.aggregation != "all_reduce",
+            "--bucket-mb": self.bucket_mb is not None,
+            "--overlap": bool(self.overlap),
+        }
+        for option, given in said.items():
+            if given:
+                raise UsageError(
+                    f"{option} is about ranks that share the batch, and the other axes leave none: tp {sizes['tp']},"
+                    f" pp {sizes['pp']}; leave it out, or use more ranks"
                 )
 
     @property

@@ -10,7 +10,6 @@ from minipar.planner.plan import Candidate, Plan
 from minipar.planner.step_time import predict
 from minipar.units import bytes_text
 
-GIB = 2**30
 NEAR = 0.02  # differences below this part of the winner's step are no reason
 
 

@@ -116,4 +116,4 @@ MODELS: dict[str, GPTConfig] = {
 }
 BATCHES = {"gpt2": 512, "gpt2-xl": 512, "gpt3-6.7b": 1024, "gpt3-13b": 1024, "gpt-175b": 1536, "megatron-18b": 1024,
            "megatron-145b": 2304, "megatron-530b": 2520, "megatron-1t": 3072}  # fmt: skip
-"""Samples of a batch: those of the papers, about 1 to 3 million tokens."""
+"""Samples of a batch: those of the papers, some 0.5 to 6 million tokens."""

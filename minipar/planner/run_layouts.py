@@ -32,7 +32,7 @@ from minipar.comm.launcher import run_mpi
 from minipar.comm.slow import network_environment
 from minipar.config import TrainConfig
 from minipar.errors import CommunicationError
-from minipar.parallel.pipeline.simulator import Span, Timeline, timeline
+from minipar.parallel.pipeline.simulator import Timeline, timeline
 from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.planner.fullest import fullest, whole_batch
 from minipar.planner.layout import Layout, Precision
@@ -146,7 +146,7 @@ def _timeline(job: Job) -> Timeline | None:
         return None
     spans = job.mesh.pp.all_gather_object(job.strategy.executor.spans)
     first = min(stage[0].start for stage in spans)
-    return timeline([[Span(s.action, s.start - first, s.end - first) for s in stage] for stage in spans])
+    return timeline([[s._replace(start=s.start - first, end=s.end - first) for s in stage] for stage in spans])
 
 
 def run_layouts(

@@ -13,8 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-PASSES = ("forward", "input", "weight")
-
 
 class Matmul(NamedTuple):
     """`times` products (m, k) @ (k, n)."""

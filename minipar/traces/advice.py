@@ -73,8 +73,9 @@ def _transfer(report: TraceReport, facts: dict[str, Any]) -> str:
     row = report.traffic[operation, group]
     size = row.bytes / row.calls if row.calls else None  # None: all were begun before the steps looked at
     hidden = report.share("hidden")
+    buckets = " (larger buckets)" if (operation, group) == ("all_reduce", "dp") else ""
     helps = (
-        "the messages are small, so that starting them costs most: send fewer, larger ones (larger buckets)"
+        f"the messages are small, so that starting them costs most: send fewer, larger ones{buckets}"
         if size is not None and size < SMALL_MESSAGE
         else "the bytes cost most: a larger batch a rank means more work for the same bytes"
     )
@@ -97,6 +98,8 @@ def _stages(report: TraceReport, facts: dict[str, Any]) -> str:
         )
     if m is None:
         return f"{lost}: only one rank works at a time; cut the batch into microbatches with a pipeline."
+    if facts.get("schedule") == "naive":
+        return f"{lost}: with schedule naive one stage works at a time, however many microbatches; use 1f1b or zb-h1."
     other = "" if facts.get("schedule") == "zb-h1" else ", and so does schedule zb-h1"
     return f"{lost}. More microbatches (now {m}) shrink the bubble{other}."
 

@@ -59,3 +59,20 @@ def test_doctor_notices_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_pat
     finding = doctor._launcher()
     assert not finding.well and "no mpirun" in finding.found and "pip install" in finding.fix
     assert not doctor._two_ranks().well
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [("exit 3", "ends without a word, exit code 3"), ("sleep 60", "does not start within"),
+     ("echo no >&2; exit 1", "no")],
+)
+def test_doctor_survives_an_mpi_that_says_nothing(
+    script: str, found: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec sh -c '{script}'\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    monkeypatch.setattr(doctor, "MPI_SECONDS", 1)
+    finding = doctor._mpi_library()
+    assert not finding.well and found in finding.found and finding.fix == "pip install mpi4py mpich"

@@ -151,7 +151,7 @@ def filters(kind: Any, groups: int) -> Any:
 
 
 def gradient(kind: Any, window: Window) -> Any:
-    return make(*plain.conv2d(images(kind), filters(kind, window[-1]), None, *window)[0].shape, dtype=kind, seed=2)
+    return make(*plain.conv2d(images(kind), filters(kind, window[-1]), None, *window).shape, dtype=kind, seed=2)
 
 
 for _name, _window in CONVOLUTIONS.items():
@@ -162,7 +162,7 @@ for _name, _window in CONVOLUTIONS.items():
         lambda kind, w=_window: ([gradient(kind, w), filters(kind, w[-1]), images(kind).shape, *w], {})
     )
     case(f"conv2d_backward_weight, {_name}")(
-        lambda kind, w=_window: ([gradient(kind, w), images(kind), None, (3, 2), *w], {})
+        lambda kind, w=_window: ([gradient(kind, w), images(kind), (3, 2), *w], {})
     )
 case("conv2d, without bias")(
     lambda kind: ([images(kind), filters(kind, 1), None, (1, 1), (0, 0), (1, 1), 1], {})

@@ -37,6 +37,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**MLP, "pp": 3, "zero": 2}, "ZeRO 2 with a pipeline is refused"),
     ({**GPT, "sequence_parallel": True}, "sequence parallelism cuts activations over tensor-parallel ranks"),
     ({**MLP, "zero": 1, "aggregation": "master"}, "ZeRO owns how gradients are summed; aggregation master does not"),
+    ({**GPT, "heads": 3, "width": 48, "tp": 3, "aggregation": "master"}, "--aggregation master is about ranks that"),
+    ({**GPT, "heads": 3, "width": 48, "tp": 3, "bucket_mb": 3.0}, "--bucket-mb is about ranks that share the batch"),
+    ({**MLP, "pp": 3, "overlap": True}, "--overlap is about ranks that share the batch, and the other axes leave none"),
     (
         {"model": "convnet", "norm": "batch", "tp": 3, "convolution": "region"},
         "convolution cut region: batch norm is not offered over regions; use --norm group",

@@ -239,6 +239,36 @@ def test_send_and_recv_carry_the_gradient_back_around() -> None:
         assert traffic == {("send", "world"): (2, 12, 96), ("recv", "world"): (2, 12, 96)}
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_send_and_recv_of_every_float_and_of_scalars(shape: Shape, dtype: str) -> None:
+    import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
+
+    def run() -> tuple[Shape, str, list[float]] | None:
+        comm = world()
+        if comm.rank == 1:
+            (recv(comm, 0) * 3.0).sum().backward()
+            return None
+        x = Tensor(np.ones(shape, dtype), requires_grad=True)
+        token = send(x, comm, 1)
+        token.backward(token.data)
+        assert x.grad is not None
+        return x.grad.shape, x.grad.dtype.name, x.grad.astype(float).reshape(-1).tolist()
+
+    assert launch(run, 2, timeout=10)[0] == (shape, dtype, [3.0] * math.prod(shape))
+
+
+def test_scalars_stay_scalars() -> None:
+    def run() -> list[Shape]:
+        x, comm = Tensor(np.array(2.0), requires_grad=True), world()
+        y = reduce_from(copy_to(x, comm), comm)
+        y.backward()
+        assert x.grad is not None and float(x.grad) == 2.0 and y.item() == 4.0
+        return [y.shape, x.grad.shape]
+
+    assert launch(run, 2, timeout=10) == [[(), ()]] * 2
+
+
 def test_send_of_what_wants_no_gradient_still_takes_it_back() -> None:
     def run() -> bool:
         comm = world()

@@ -115,6 +115,13 @@ def test_every_rank_gets_the_file_of_the_first(tmp_path: Path) -> None:
     assert first == second
 
 
+def test_more_messages_than_tags_are_refused() -> None:
+    """Such a schedule may be drawn and simulated; to run it, each message between two ranks needs a tag."""
+    with pytest.raises(UsageError, match=r"microbatches of 2 chunks have more messages .* use at most 8191"):
+        resolve_schedule(minipar.world(), "interleaved", 2, 9000)
+    assert len(resolve_schedule(minipar.world(), "1f1b", 2, 16383)) == 2
+
+
 def test_lists_of_actions_in_a_recipe() -> None:
     config = settings("gpt")
     data = load_data(config)

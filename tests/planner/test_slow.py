@@ -22,7 +22,7 @@ from minipar.comm.slow import (
     parse_latency,
 )
 from minipar.config import VERIFY_DEFAULTS, TrainConfig
-from minipar.errors import MismatchError, UsageError
+from minipar.errors import HangError, MismatchError, UsageError
 from minipar.training import Job
 
 CLOCK = Clock(alpha=0.01, beta=1e-6)
@@ -58,6 +58,28 @@ def test_results_are_those_of_the_communicator_inside(ranks: int) -> None:
         return all(same) and np.array_equal(got, X + (comm.rank - 1) % ranks)
 
     assert all(launch(work, ranks))
+
+
+def test_what_the_program_did_not_ask_for_is_neither_counted_nor_blamed() -> None:
+    def work() -> tuple[dict[tuple[str, str], tuple[int, int, int]], list[int]]:
+        comm = SlowCommunicator(world(), Clock(1e-4))
+        comm.barrier()
+        comm.all_reduce(X)
+        numbers = [call.number for call in comm.journal.entries if call.group == "world"]
+        return comm.ledger.as_dict(), numbers
+
+    for counts, numbers in launch(work, 2, timeout=20):
+        assert counts == {("barrier", "world"): (1, 0, 0), ("all_reduce", "world"): (1, 1000, 8000)}
+        assert numbers == sorted(set(numbers))
+
+    def stuck() -> None:
+        comm = SlowCommunicator(world(), Clock(1e-4))
+        if comm.rank == 0:
+            comm.recv(1, tag=5)
+        comm.barrier()
+
+    with pytest.raises(HangError, match=r"rank 0 waits in recv\(source=1, tag=5\)"):
+        launch(stuck, 2, timeout=0.5)
 
 
 OPERATIONS = {

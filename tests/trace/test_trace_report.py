@@ -207,6 +207,15 @@ def test_words_for_communication() -> None:
     assert "all_reduce in dp, 16 MiB a call; the bytes cost most" in told(communicating(2**24))
 
 
+def test_buckets_are_named_where_there_are_any() -> None:
+    def summing(group: str) -> str:
+        call = made("collective", 5, 8, "all_reduce", number=1, bytes=8, group=group)
+        return told([step(0, 10), made("forward", 0, 5), call])
+
+    assert "larger ones (larger buckets)" in summing("world/dp0")
+    assert "larger ones" in summing("world/pp0") and "buckets" not in summing("world/pp0")
+
+
 def test_words_for_communication_that_was_begun_before() -> None:
     """Waited for in the steps that are looked at, begun before them: there is no call to speak of."""
     begun, waited = made("flight", 0, 10.5, "all_gather", number=1), made("wait", 11, 19, "all_gather", number=1)
@@ -218,6 +227,7 @@ def test_words_for_a_bubble() -> None:
     spans = [step(0, 10), made("action", 0, 4, "F0"), made("wait", 4, 6, "recv"), made("action", 6, 10, "B0")]
     assert "More microbatches (now 4) shrink the bubble, and so does schedule zb-h1" in told(spans, microbatches=4)
     assert "zb-h1" not in told(spans, microbatches=4, schedule="zb-h1")
+    assert "one stage works at a time, however many microbatches" in told(spans, microbatches=4, schedule="naive")
     assert "only one rank works at a time" in told(spans)
     less = [step(0, 10), made("action", 0, 2, "F0"), made("wait", 2, 10, "recv")]
     assert "rank 0 works 60% longer than the mean" in told(spans, less, microbatches=4)

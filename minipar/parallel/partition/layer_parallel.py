@@ -34,7 +34,7 @@ from minipar.nn import Parameter
 from minipar.nn.init import Constant
 from minipar.parallel.partition.assignment import Assignment
 from minipar.tape import no_grad
-from minipar.tensor import Tensor
+from minipar.tensor import Tensor, as_input
 from minipar.trace import BACKWARD, FORWARD, span
 
 
@@ -159,7 +159,7 @@ class LayerParallel:
         elif inputs is None:
             raise UsageError("layer parallelism: rank 0 runs the first block, so it must be given the inputs")
         else:
-            x = Tensor(inputs) if inputs.dtype.kind == "f" else inputs  # ids carry no gradient
+            x = as_input(inputs)
         y = x
         with span(FORWARD):
             for block in self.blocks:

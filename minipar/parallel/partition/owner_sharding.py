@@ -28,7 +28,7 @@ from minipar.kernels.common import work_dtype
 from minipar.models import Model
 from minipar.nn import BatchNorm2d
 from minipar.parallel.partition.assignment import Assignment, Part
-from minipar.tensor import Tensor
+from minipar.tensor import Tensor, as_input
 
 
 class OwnedPart(Tensor):
@@ -119,8 +119,7 @@ class ShardedByPolicy:
             count: valid targets in the whole batch, which the sum of losses is divided by.
         """
         self.model.zero_grad()
-        x: Any = Tensor(inputs) if inputs.dtype.kind == "f" else inputs  # ids carry no gradient
-        loss = self.model.loss(self.model(x), targets)
+        loss = self.model.loss(self.model(as_input(inputs)), targets)
         (loss / count).backward()
         self.synchronize()
         return float(self.comm.all_reduce(np.array([loss.item()]))[0]) / count

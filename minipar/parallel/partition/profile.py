@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from minipar.agreement import agreed
-from minipar.backend import Array, array_module, is_gpu_array, synchronize
+from minipar.backend import Array, array_module, is_floating, is_gpu_array, synchronize
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
 from minipar.models import Model
 from minipar.nn import Module
-from minipar.tensor import Tensor
+from minipar.tensor import Tensor, as_input
 
 
 def profile_blocks(model: Model, inputs: Array, repeats: int = 3, dtype: Any = None) -> list[float]:
@@ -39,11 +39,10 @@ def profile_blocks(model: Model, inputs: Array, repeats: int = 3, dtype: Any = N
         raise UsageError(f"profile_blocks: repeats = {repeats} must be at least 1")
     if any(p.hooks for p in model.parameters()):
         raise UsageError("profile_blocks: the model has gradient hooks; measure before it is made parallel")
-    floating = inputs.dtype.kind == "f"
-    dtype = dtype or (inputs.dtype if floating else "float32")
+    dtype = dtype or (inputs.dtype if is_floating(inputs.dtype) else "float32")
     model.assign_paths()
     buffers = [(b, b.data.copy()) for _, b in model.named_buffers()]
-    x: Any = Tensor(inputs) if floating else inputs
+    x = as_input(inputs)
     seconds = []
     try:
         for i, block in enumerate(model.blocks):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from minipar.comm.member import HIGHEST_TAG
 from minipar.errors import UsageError
 
 Kind = Literal["F", "B", "I", "W", "SEND_F", "RECV_F", "SEND_B", "RECV_B"]
@@ -105,6 +106,17 @@ def tag(action: Action, stages: int, microbatches: int) -> int:
     """Return the tag for a send or a receive: between one pair of ranks no two messages share it."""
     kind, microbatch, source = message(action, stages)
     return (2 * (source // stages) + (kind == "B")) * microbatches + microbatch
+
+
+def refuse_too_many_tags(size: Sizes) -> None:
+    """Raise UsageError for a schedule that can be drawn and simulated, and not run: its messages need more tags."""
+    most = (HIGHEST_TAG + 1) // (2 * size.chunks)
+    if size.microbatches > most:
+        of = f" of {size.chunks} chunks" if size.chunks > 1 else ""
+        raise UsageError(
+            f"schedule: {size.microbatches} microbatches{of} have more messages between two ranks than MPI has tags"
+            f" for: use at most {most} microbatches"
+        )
 
 
 def compute_only(schedule: Schedule) -> list[list[Action]]:

@@ -39,22 +39,14 @@ from minipar.parallel.pipeline.action import (
     virtual_stage,
 )
 from minipar.parallel.pipeline.communication import with_communication
+from minipar.parallel.pipeline.simulator import Span
 from minipar.parallel.pipeline.stage import Stage
 from minipar.recompute import recompute
 from minipar.tape import Backward, Deferred, Edge, no_grad, run_deferred
-from minipar.tensor import Tensor
+from minipar.tensor import Tensor, as_input
 from minipar.trace import ACTION, add_span, is_recording
 
 AHEAD = 2  # receives are posted before this many computing actions that come earlier
-
-
-@dataclass
-class Span:
-    """When an action ran, in the communicator's time (seconds)."""
-
-    action: Action
-    start: float
-    end: float
 
 
 @dataclass
@@ -82,8 +74,8 @@ class Executor:
 
     Attributes:
         watch: called after each computing action, while what is in flight lies in `live`; by default nothing.
-        spans: the last step's actions with their times; on a GPU those at which they were queued, unless a trace
-            is being recorded.
+        spans: the last step's actions with their times in seconds (`Communicator.now`); on a GPU those at which
+            they were queued, unless a trace is being recorded.
         peak_live: the largest number of microbatches in flight at once, over all steps.
     """
 
@@ -212,7 +204,7 @@ class Executor:
             result = None
             run_deferred(self.live.pop((action.chunk, action.microbatch)).deferred)
         else:
-            result = self._backward(action, here, arrived)
+            result = self._backward(action, arrived)
         if is_recording():  # a span ends with its work; else nothing waits here: a send does so by itself
             synchronize(self.pieces[action.microbatch].inputs)
         if result is not None:
@@ -243,7 +235,7 @@ class Executor:
         self.peak_live = max(self.peak_live, len(self.live))
         return None if here == self.last_stage else y.data
 
-    def _backward(self, action: Action, here: int, arrived: Array | None) -> Array | None:
+    def _backward(self, action: Action, arrived: Array | None) -> Array | None:
         """Run backward of a chunk, with I without its weight gradients; return what the stage before needs."""
         key = (action.chunk, action.microbatch)
         flight = self.live[key]
@@ -288,8 +280,3 @@ class Executor:
             self._own = x  # one rank alone: the next chunk is here as well
         else:
             self.pp.send(x, dest)
-
-
-def as_input(inputs: Array) -> Any:
-    """Return what the first block takes: floats as a tensor; token ids stay an array, they have no gradient."""
-    return Tensor(inputs) if inputs.dtype.kind == "f" else inputs

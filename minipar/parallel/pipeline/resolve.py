@@ -13,7 +13,7 @@ from pathlib import Path
 from minipar.agreement import agreed
 from minipar.comm.interface import Communicator
 from minipar.errors import UsageError
-from minipar.parallel.pipeline.action import Action, Schedule, sizes
+from minipar.parallel.pipeline.action import Action, Schedule, refuse_too_many_tags, sizes
 from minipar.parallel.pipeline.checker import checked
 from minipar.parallel.pipeline.schedules import SCHEDULES, build_schedule
 from minipar.parallel.pipeline.text import from_csv, read_text
@@ -52,7 +52,8 @@ def resolve_schedule(
         chunks: of a named schedule its own default, of any other what it says, if not given.
 
     Raises:
-        UsageError: an unknown name, a mistake in the schedule, or other sizes than these; on every rank.
+        UsageError: an unknown name, a mistake in the schedule, other sizes than these, or too many messages; on every
+            rank.
         DataError: a file that cannot be read; on every rank.
     """
     schedule, text = DEFAULT_SCHEDULE if schedule is None else schedule, ""
@@ -69,7 +70,8 @@ def resolve_schedule(
         else:
             known_schedule(schedule)
             m = 2 * stages if microbatches is None else microbatches
-            return build_schedule(schedule, stages, m, chunks)
+            found, name = build_schedule(schedule, stages, m, chunks), schedule
+        refuse_too_many_tags(sizes(found))
         for what, wanted, there in zip(
             ("stages", "microbatches", "chunks"), (stages, microbatches, chunks), sizes(found)
         ):

@@ -19,7 +19,7 @@ from minipar.parallel.placement import Flat, Place
 from minipar.parallel.region import Region
 from minipar.parallel.strategies.strategy import Held, Strategy
 from minipar.parallel.zero.zero import Zero
-from minipar.tensor import Tensor
+from minipar.tensor import Tensor, as_input
 
 
 class Sharded(Strategy):
@@ -30,7 +30,7 @@ class Sharded(Strategy):
         self.zero, self.shard_ranks = zero, dp
 
     def run(self, inputs: Any) -> Tensor:
-        return self.zero(Tensor(inputs) if inputs.dtype.kind == "f" else inputs)
+        return self.zero(as_input(inputs))
 
     def waiting(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.zero.no_sync()

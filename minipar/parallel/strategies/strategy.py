@@ -27,7 +27,7 @@ from minipar.parallel.partition.owner_sharding import OwnedPart
 from minipar.parallel.placement import Place, Replicate, describe, held_bytes, is_sharded
 from minipar.parallel.region import Region
 from minipar.tape import no_grad
-from minipar.tensor import Tensor
+from minipar.tensor import Tensor, as_input
 from minipar.trace import BACKWARD, FORWARD, span
 
 
@@ -66,8 +66,8 @@ class Strategy:
         )
 
     def run(self, inputs: Any) -> Tensor:
-        """Return the model's output for this rank's inputs; token ids stay an array, they carry no gradient."""
-        return self.model(Tensor(inputs) if inputs.dtype.kind == "f" else inputs)
+        """Return the model's output for this rank's inputs."""
+        return self.model(as_input(inputs))
 
     def waiting(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return the context for one microbatch's backward; all but the last only add to the gradients.
