@@ -115,4 +115,18 @@ FAULTS: list[Fault] = [
         "            self.words[word] += 0\n",
         f"{SIGNATURES}::test_a_line_is_clean_when_it_is_taken_again",
     ),
+    Fault(
+        "bfloat16 is no float to send and recv",
+        "minipar/comm/differentiable.py",
+        "floating = is_floating(value.dtype)",
+        'floating = value.dtype.kind == "f"',
+        "tests/parallel/test_differentiable.py::test_send_and_recv_of_every_float_and_of_scalars",
+    ),
+    Fault(
+        "a scalar becomes an array of one axis on its way to other ranks",
+        "minipar/backend.py",
+        "        return np.asarray(x)\n",
+        "        return np.ascontiguousarray(x)\n",
+        "tests/parallel/test_differentiable.py::test_send_and_recv_of_every_float_and_of_scalars",
+    ),
 ]

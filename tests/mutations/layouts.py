@@ -135,4 +135,11 @@ FAULTS: list[Fault] = [
         "held.barh(rows, widths,",
         "tests/parallel/test_partition.py::test_the_bars_are_bytes_by_kind_and_shares_of_the_cost",
     ),
+    Fault(
+        "an aggregation is ignored where no ranks share the batch",
+        "minipar/parallel/distribute.py",
+        'if sizes["dp"] > 1 or sizes["tp"] * sizes["pp"] == 1:',
+        "if True:",
+        REFUSED,
+    ),
 ]

@@ -78,7 +78,7 @@ def test_what_the_program_did_not_ask_for_is_neither_counted_nor_blamed() -> Non
             comm.recv(1, tag=5)
         comm.barrier()
 
-    with pytest.raises(HangError, match=r"rank 0 waits in recv\(source=1, tag=5\)"):
+    with pytest.raises(HangError, match=r"rank 0 waits in recv\(source=1, tag=5\)(?! of)"):
         launch(stuck, 2, timeout=0.5)
 
 
