@@ -22,7 +22,7 @@ from minipar.checkpoint.shard_file import check_file
 from minipar.comm.interface import Communicator
 from minipar.errors import DataError, UsageError
 from minipar.parallel.region import Box, Region, intersection, slices, volume
-from minipar.parallel.strategies import Held, Strategy
+from minipar.parallel.strategies import HeldTensor, Strategy
 
 
 def open_checkpoint(path: Path, comm: Communicator | None = None) -> Manifest:
@@ -140,7 +140,9 @@ def load(
     strategy.reload()
 
 
-def _load_optimizer(reader: Reader, manifest: Manifest, parameters: list[Held], optimizer: optim.Optimizer) -> None:
+def _load_optimizer(
+    reader: Reader, manifest: Manifest, parameters: list[HeldTensor], optimizer: optim.Optimizer
+) -> None:
     """Restore optimizer state; a parameter that was never stepped has none."""
     kinds = {k: tensors for k, tensors in manifest.kinds().items() if k not in (PARAMETER, BUFFER)}
     state: dict[int, dict[str, Any]] = {i: {} for i in optimizer.state}
@@ -156,7 +158,7 @@ def _load_optimizer(reader: Reader, manifest: Manifest, parameters: list[Held], 
     optimizer.load_state_dict({"state": state, "groups": optimizer.state_dict()["groups"]})
 
 
-def _check_fit(path: Path, manifest: Manifest, parameters: list[Held], buffers: list[Held]) -> None:
+def _check_fit(path: Path, manifest: Manifest, parameters: list[HeldTensor], buffers: list[HeldTensor]) -> None:
     """Raise UsageError unless the stored tensors are those of this model."""
     kinds = manifest.kinds()
     for kind, held_here in ((PARAMETER, parameters), (BUFFER, buffers)):

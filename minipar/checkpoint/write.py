@@ -27,7 +27,7 @@ from minipar.checkpoint.manifest import BUFFER, PARAMETER, Block, Entry, Manifes
 from minipar.checkpoint.shard_file import write_shard
 from minipar.comm.interface import Communicator
 from minipar.errors import MiniparError, UsageError
-from minipar.parallel.strategies import Held, Strategy
+from minipar.parallel.strategies import HeldTensor, Strategy
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ class Shard:
     tensors: list[Entry] = field(default_factory=list)
     scalars: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def add(self, held: Held, kind: str, array: Array) -> None:
+    def add(self, held: HeldTensor, kind: str, array: Array) -> None:
         """Take an array that lies where `held` does."""
         blocks = []
         for box, view in held.region.boxes(array):

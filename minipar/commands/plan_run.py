@@ -25,7 +25,7 @@ SHOWN = 10  # layouts in the table and the pictures
 
 
 @dataclass(frozen=True)
-class Held:
+class Measured:
     """Predictions held against runs: seconds by layout, and the first pipeline's timelines, if there was one."""
 
     measured: dict[str, float]
@@ -34,7 +34,7 @@ class Held:
 
 def run_best(
     config: TrainConfig, found: Plan, top: int, ranks: int, latency: str | None, bandwidth: str | None
-) -> Held:
+) -> Measured:
     """Run the best layouts here, print predicted beside measured, and return both for pictures.
 
     Args:
@@ -75,10 +75,10 @@ def run_best(
             " too long, and the comparison means little",
             soft_wrap=True,
         )  # fmt: skip
-    return Held({str(c.layout): s for c, s in zip(chosen, measured)}, pipeline)
+    return Measured({str(c.layout): s for c, s in zip(chosen, measured)}, pipeline)
 
 
-def draw_plan(found: Plan, path: Path, ran: Held | None) -> None:
+def draw_plan(found: Plan, path: Path, ran: Measured | None) -> None:
     """Draw the comparison into `path`, the memory of the same layouts beside it, as …-memory; and of layouts that
     were run, the first pipeline as …-timeline, predicted above measured.
     """

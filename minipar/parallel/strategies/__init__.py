@@ -7,9 +7,9 @@ from minipar.parallel.strategies.layers import Layers
 from minipar.parallel.strategies.pipelined import Pipelined
 from minipar.parallel.strategies.replicas import AveragedParameters, Replicas
 from minipar.parallel.strategies.sharded import ByOwner, Sharded
-from minipar.parallel.strategies.strategy import Held, Strategy, matrix_like
+from minipar.parallel.strategies.strategy import HeldTensor, Strategy, matrix_like
 
 __all__ = [
-    "AveragedParameters", "ByOwner", "Held", "Layers", "Pipelined", "Replicas", "Sharded", "Strategy",
+    "AveragedParameters", "ByOwner", "HeldTensor", "Layers", "Pipelined", "Replicas", "Sharded", "Strategy",
     "matrix_like",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from minipar.nn import Parameter
 from minipar.parallel.partition.layer_parallel import LayerParallel
 from minipar.parallel.placement import Place, Stage
 from minipar.parallel.region import Region
-from minipar.parallel.strategies.strategy import Held, Strategy
+from minipar.parallel.strategies.strategy import HeldTensor, Strategy
 from minipar.tape import no_grad
 from minipar.tensor import Tensor
 
@@ -61,10 +61,10 @@ class Layers(Strategy):
         arrays: Mapping[str, Any] = {name: getattr(p, kind) for name, p in self.parallel.named_parameters()}
         return {name: to_host(a) for name, a in arrays.items() if a is not None}
 
-    def parameters_held(self) -> list[Held]:
+    def parameters_held(self) -> list[HeldTensor]:
         mine = {part.item.name for part in self.parallel.assignment.held(self.parallel.comm.rank)}
         return [
-            Held(name, p, Region(p.global_shape), name in mine)
+            HeldTensor(name, p, Region(p.global_shape), name in mine)
             for name, p in self.parallel.named_parameters()
         ]
 
@@ -72,6 +72,6 @@ class Layers(Strategy):
         stages = self.parallel.assignment.stages_of(p.name)
         return Place((Stage(stages),), here=self.parallel.comm.rank in stages)
 
-    def buffers_held(self) -> list[Held]:
+    def buffers_held(self) -> list[HeldTensor]:
         here = {id(b) for block in self.parallel.blocks for _, b in block.named_buffers()}
         return [replace(held, saves=True) for held in super().buffers_held() if id(held.tensor) in here]

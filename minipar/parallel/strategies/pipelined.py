@@ -19,7 +19,7 @@ from minipar.parallel.norms import global_norm
 from minipar.parallel.pipeline.executor import Executor
 from minipar.parallel.pipeline.stage import Stage
 from minipar.parallel.placement import Place
-from minipar.parallel.strategies.strategy import Held, Strategy
+from minipar.parallel.strategies.strategy import HeldTensor, Strategy
 from minipar.tensor import Tensor
 
 
@@ -82,7 +82,7 @@ class Pipelined(Strategy):
     def held(self, kind: str) -> dict[str, Array]:
         return self.inner.held(kind)
 
-    def parameters_held(self) -> list[Held]:
+    def parameters_held(self) -> list[HeldTensor]:
         found = self.inner.parameters_held()  # of a tied weight every stage that uses it has a copy
         return [replace(held, saves=held.saves and held.name in self.stage.owned) for held in found]
 

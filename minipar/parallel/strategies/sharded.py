@@ -17,7 +17,7 @@ from minipar.nn import Module, Parameter
 from minipar.parallel.partition.owner_sharding import OwnedPart, ShardedByPolicy
 from minipar.parallel.placement import Flat, Place
 from minipar.parallel.region import Region
-from minipar.parallel.strategies.strategy import Held, Strategy
+from minipar.parallel.strategies.strategy import HeldTensor, Strategy
 from minipar.parallel.zero.zero import Zero
 from minipar.tensor import Tensor, as_input
 
@@ -54,12 +54,12 @@ class Sharded(Strategy):
         for name, b in self.model.named_buffers():
             yield name, to_host(b.data)
 
-    def parameters_held(self) -> list[Held]:
+    def parameters_held(self) -> list[HeldTensor]:
         found = []
         for piece in (piece for unit in self.zero.units for piece in unit.pieces):
             p = piece.param
             region = Region(p.global_shape, p.layout, start=piece.start)
-            found.append(Held(p.name, piece.tensor, region, self._is_first_of_tp(p)))
+            found.append(HeldTensor(p.name, piece.tensor, region, self._is_first_of_tp(p)))
         return found
 
     def place(self, p: Parameter) -> Place:
@@ -107,9 +107,9 @@ class ByOwner(Strategy):
                 part.of(target)[...] = g.reshape(part.of(target).shape)
         return whole
 
-    def parameters_held(self) -> list[Held]:
+    def parameters_held(self) -> list[HeldTensor]:
         return [
-            Held(t.name, t, Region(t.global_shape, part=t.part), True)
+            HeldTensor(t.name, t, Region(t.global_shape, part=t.part), True)
             for t in self.sharded.owned
             if t.part is not None
         ]

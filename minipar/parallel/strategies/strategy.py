@@ -32,7 +32,7 @@ from minipar.trace import BACKWARD, FORWARD, span
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldTensor:
     """A tensor of the model's state as one rank holds it.
 
     Attributes:
@@ -174,11 +174,11 @@ class Strategy:
         """Whether this rank holds the summed gradients before the step."""
         return True
 
-    def parameters_held(self) -> list[Held]:
+    def parameters_held(self) -> list[HeldTensor]:
         """Return this rank's parameters as its optimizer sees them: what a checkpoint saves and loads."""
         first = self.batch_ranks.rank == 0
         return [
-            Held(p.name, p, Region(p.global_shape, p.layout), first and self._is_first_of_tp(p))
+            HeldTensor(p.name, p, Region(p.global_shape, p.layout), first and self._is_first_of_tp(p))
             for p in self.model.parameters()
         ]
 
@@ -202,10 +202,10 @@ class Strategy:
     def _is_first_of_tp(self, p: Parameter) -> bool:
         return self.tp is None or self.tp.rank == 0 or is_sharded(p)
 
-    def buffers_held(self) -> list[Held]:
+    def buffers_held(self) -> list[HeldTensor]:
         """Return this rank's buffers."""
         first = self.batch_ranks.rank == 0 and (self.tp is None or self.tp.rank == 0)
-        return [Held(name, b, Region(b.shape), first) for name, b in self.model.named_buffers()]
+        return [HeldTensor(name, b, Region(b.shape), first) for name, b in self.model.named_buffers()]
 
     def reload(self) -> None:
         """Make the model's weights follow what was written into the tensors of `parameters_held`. Collective."""
